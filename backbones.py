@@ -1,0 +1,219 @@
+"""The paper's networks f, heads h and classifiers (Appendix B), and the structureless ones of Table 2.
+
+Needs one sibling: gconv.py.
+
+    import torch
+    from backbones import MNISTNet
+    f = MNISTNet(rotations=4)
+    z = f(torch.rand(2, 1, 29, 29))                            # (2, 128, 4, 8, 8) = (B, C, G, H', W')
+    f(torch.rand(2, 1, 29, 29), torch.tensor([[0, 3], [1, 1]]))  # (2, 128, 2, 8, 8): two elements of each image
+
+Every backbone is called as f(x, elements=None): images (B, C_in, H, W) and, if only some elements of the
+lifted axis are wanted, their numbers (B, n).  It returns z (B, C, G, H', W'), or n in the place of G.
+Attributes: `order` = G, `channels` = C, `partial` = whether asking for fewer elements costs less.
+
+Input sizes (see README, "What is exact"): MNIST 29 px, CIFAR-10 and Tiny ImageNet 31 px.  With these every
+stride lands alike on the image and on the turned image, and z has the shapes that the paper states.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gconv import GConv, PointwiseGConv, jets, lift, unlift
+
+
+class MNISTNet(nn.Module):
+    """Three group convolutions, each with BatchNorm and ReLU: 29 × 29 px → z (B, 128·width, G, 8, 8)."""
+
+    partial = True
+
+    def __init__(self, scales=(1.0,), rotations=1, width=1.0, c_in=1, extent=1):
+        super().__init__()
+        c1, c2, c3 = (scaled(c, width) for c in (32, 64, 128))
+        group = dict(scales=scales, rotations=rotations)
+        self.convs = nn.ModuleList([
+            GConv(c_in, c1, 11, 11, stride=1, padding=5, **group),
+            GConv(c1, c2, 7, 3, stride=2, padding=3, extent=extent, **group),
+            GConv(c2, c3, 7, 3, stride=2, padding=3, extent=extent, **group)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(c) for c in (c1, c2, c3)])
+        self.order, self.channels, self.partial = len(scales) * rotations, c3, extent == 1
+
+    def forward(self, x, elements=None):
+        y, counts, back = lift(x, elements, self.order)  # (N, C_in, 29, 29), N = B·n
+        for conv, norm in zip(self.convs, self.norms):
+            y = F.relu(norm(conv(y, counts)), inplace=True)  # (N, 32, 29, 29), (N, 64, 15, 15), (N, 128, 8, 8)
+        return unlift(y, back, self.order if elements is None else elements.shape[1])  # (B, C, n, H', W')
+
+
+class BasicBlock(nn.Module):
+    """Pre-activation residual block with two 7 × 7 (effective 3) group convolutions (SESN, models/stl_ses.py)."""
+
+    def __init__(self, c_in, c_out, stride, extent=1, **group):
+        super().__init__()
+        self.norm1, self.norm2 = nn.BatchNorm2d(c_in), nn.BatchNorm2d(c_out)
+        self.conv1 = GConv(c_in, c_out, 7, 3, stride=stride, padding=3, extent=extent, **group)
+        self.conv2 = GConv(c_out, c_out, 7, 3, stride=1, padding=3, extent=extent, **group)
+        self.shortcut = None if c_in == c_out and stride == 1 else PointwiseGConv(c_in, c_out, stride)
+
+    def forward(self, y, counts):
+        a = F.relu(self.norm1(y), inplace=True)  # (N, c_in, H, W)
+        skip = y if self.shortcut is None else self.shortcut(a)  # (N, c_out, H', W')
+        a = F.relu(self.norm2(self.conv1(a, counts)), inplace=True)  # (N, c_out, H', W')
+        return self.conv2(a, counts) + skip  # (N, c_out, H', W')
+
+
+class ResNet20(nn.Module):
+    """The CIFAR-10 and Tiny ImageNet network: a lifting layer, a group layer, then blocks.
+
+    CIFAR-10 ("cifar10"): outputs (128, 256, 512), strides (1, 2, 2), 3 blocks each: z (B, 512, G, 7, 7).
+    Tiny ImageNet: outputs (64, 128, 256, 512), strides (1, 2, 2, 2), 2 blocks each: z (B, 512, G, 4, 4).
+    The paper pads the lifting layer by 3 and states these z, which follow from 31 px only without that
+    padding: 31 → 25 → 25 → 13 → 7 (→ 4).  So it is unpadded here, and every map but the last is odd.
+    """
+
+    def __init__(self, kind="cifar10", scales=(1.0,), rotations=1, width=1.0, c_in=3, extent=1):
+        super().__init__()
+        outputs, strides, blocks = {"cifar10": ((128, 256, 512), (1, 2, 2), 3),
+                                    "tiny-imagenet": ((64, 128, 256, 512), (1, 2, 2, 2), 2)}[kind]
+        group = dict(scales=scales, rotations=rotations)
+        c = scaled(64, width)
+        self.lifting = GConv(c_in, 9, 7, 7, stride=1, padding=0, **group)  # 31 → 25
+        self.conv = GConv(9, c, 7, 3, stride=1, padding=3, extent=extent, **group)
+        self.norm, self.blocks = nn.BatchNorm2d(c), nn.ModuleList()
+        for c_out, stride in zip((scaled(o, width) for o in outputs), strides):
+            for b in range(blocks):
+                self.blocks.append(BasicBlock(c, c_out, stride if b == 0 else 1, extent, **group))
+                c = c_out
+        self.order, self.channels, self.partial = len(scales) * rotations, c, extent == 1
+
+    def forward(self, x, elements=None):
+        y, counts, back = lift(x, elements, self.order)  # (N, C_in, 31, 31), N = B·n
+        y = self.conv(self.lifting(y, counts), counts)  # (N, 64, 25, 25)
+        y = F.relu(self.norm(y), inplace=True)
+        for block in self.blocks:
+            y = block(y, counts)  # (N, 128, 25, 25) … (N, 512, 7, 7)
+        return unlift(y, back, self.order if elements is None else elements.shape[1])  # (B, C, n, H', W')
+
+
+# ---------------------------------------------------------------- Table 2: no structure
+class MLP(nn.Module):
+    """Fully connected 784, 1024, 2048, read as 16 'fibers' of 128: z (B, 128, 16, 1, 1).  No group acts on it."""
+
+    partial, order, channels = False, 16, 128
+
+    def __init__(self, pixels):
+        super().__init__()
+        sizes = (pixels, 784, 1024, 2048)
+        self.layers = nn.Sequential(nn.Flatten(), *(
+            layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU())))
+
+    def forward(self, x, elements=None):
+        z = self.layers(x).unflatten(1, (16, 128)).transpose(1, 2)[..., None, None]  # (B, 128, 16, 1, 1)
+        return z if elements is None else take(z, elements)
+
+
+class CNN(nn.Module):
+    """CNN (6 × CHW): full k × k kernels, six times the channels, read as six 'scales'.  Nothing makes them so.
+
+    kind "mnist": z (B, 128·width, 6, 8, 8).  "cifar10": ResNet20 with z (B, 512·width, 6, 7, 7)."""
+
+    partial, order = False, 6
+
+    def __init__(self, kind="mnist", width=1.0, c_in=1):
+        super().__init__()
+        # The same network on the trivial group, six times as wide, with effective size = kernel size:
+        # its basis is then complete, so every k × k kernel is within reach.
+        self.net = (MNISTNet(width=6 * width, c_in=c_in) if kind == "mnist" else
+                    ResNet20(kind, width=6 * width, c_in=c_in))
+        for module in self.net.modules():
+            for name, child in module.named_children():
+                if isinstance(child, GConv):
+                    setattr(module, name, plain_conv(child))
+        self.channels = self.net.channels // 6
+
+    def forward(self, x, elements=None):
+        z = self.net(x)[:, :, 0].unflatten(1, (6, self.channels)).transpose(1, 2)  # (B, C, 6, H', W')
+        return z if elements is None else take(z, elements)
+
+
+class PlainConv(nn.Conv2d):
+    """An ordinary convolution that takes, and ignores, GConv's `counts`."""
+
+    def forward(self, y, counts=None):
+        return super().forward(y)
+
+
+def plain_conv(gconv):
+    """The fully parameterised counterpart of a GConv, same sizes: every pixel of the kernel is free."""
+    c_out, _, c_in = gconv.weight.shape[:3]
+    return PlainConv(c_in, c_out, gconv.kernel_size, gconv.stride, gconv.padding, bias=False)
+
+
+def take(z, elements):
+    """z at the asked elements: z (B, C, G, H', W'), elements (B, n) → (B, C, n, H', W')."""
+    b = torch.arange(len(z), device=z.device)[:, None]  # (B, 1)
+    return z.transpose(1, 2)[b, elements].transpose(1, 2)
+
+
+# ---------------------------------------------------------------- head and classifiers
+class Head(nn.Sequential):
+    """The projection head h: three linear layers, BatchNorm after each, ReLU between (not at the end).
+
+    c: length of the bundle |g0|·C; sizes: of the three layers; norm_input: a BatchNorm before them, as for
+    CIFAR-10 and Tiny ImageNet.  (B, c) → (B, sizes[-1])."""
+
+    def __init__(self, c, sizes=(128, 128, 128), norm_input=False):
+        layers = [nn.BatchNorm1d(c)] if norm_input else []
+        for i, size in enumerate(sizes):
+            layers += [nn.Linear(c, size, bias=False), nn.BatchNorm1d(size)] + [nn.ReLU()] * (i < 2)
+            c = size
+        super().__init__(*layers)
+
+
+class MNISTClassifier(nn.Module):
+    """One more group convolution (7, effective 3, stride 2, unpadded), the maximum over the group, a linear layer.
+
+    Two halves, so that a probe can run the half that has nothing to learn once: `fixed` filters with the basis,
+    `forward` learns from there.  z (B, C, G, 8, 8) → logits (B, classes).  Where z has no space left to convolve
+    (the MLP) there is only the maximum and the linear layer."""
+
+    def __init__(self, c, classes, scales=(1.0,), rotations=1, positions=8):
+        super().__init__()
+        self.conv = GConv(c, c, 7, 3, scales=scales, rotations=rotations, stride=2) if positions >= 7 else None
+        self.linear = nn.Linear(c, classes)
+
+    def fixed(self, z):
+        """z (B, C, G, 8, 8) → the 3 × 3 Hermite coefficients of its one output position, (B, G, C, 3, 3)."""
+        if self.conv is None:
+            return z.amax(2).flatten(1)  # (B, C)
+        conv, scales = self.conv, len(self.conv.scales)
+        elements = range(z.shape[2])  # an emulated axis (Table 2) has more elements than this conv: all at scale 1
+        return torch.stack([jets(z[:, :, g], conv.basis_key, g // conv.rotations if scales > 1 else 0, 2, 0)
+                            for g in elements], 1)  # (B, G, C, 3, 3)
+
+    def forward(self, fixed):
+        if self.conv is None:
+            return self.linear(fixed)
+        rotations = [self.conv.coefficients(r).flatten(1) for r in range(self.conv.rotations)]  # (C, 9·C) each
+        w = torch.stack([rotations[g % len(rotations)] for g in range(fixed.shape[1])])  # (G, C, 9·C)
+        z = torch.einsum("bgi,goi->bgo", fixed.flatten(2), w)  # (B, G, C)
+        return self.linear(z.amax(1))  # (B, classes)
+
+
+class ResNetClassifier(nn.Module):
+    """The maximum over the group (`fixed`), BatchNorm, ReLU, average over space, a linear layer."""
+
+    def __init__(self, c, classes):
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm2d(c), nn.Linear(c, classes)
+
+    def fixed(self, z):
+        return z.amax(2)  # (B, C, H', W')
+
+    def forward(self, fixed):
+        return self.linear(F.relu(self.norm(fixed)).mean((-2, -1)))  # (B, classes)
+
+
+def scaled(channels, width):
+    """A number of channels times the width multiplier, at least one."""
+    return max(1, round(channels * width))

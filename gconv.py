@@ -1,0 +1,255 @@
+"""Group convolution with a basis-augmented kernel (Eq. 4): translation, C4 rotations, scales, or both.
+
+The kernel is a combination of Hermite–Gaussian functions ψ_ab(y, x) = b_a(y)·b_b(x) with learned
+coefficients w_ab.  To turn or to enlarge the kernel, turn or enlarge the *functions*: the coefficients
+stay as they are, and they are the only parameters (SESN, Sosnovik et al. 2020, basis type A; the paper's
+Appendix B adds the four turned copies).  Needs no sibling: copy this file alone.
+
+    import torch
+    from gconv import GConv
+    lift = GConv(1, 8, kernel_size=11, effective_size=11, padding=5, rotations=4)
+    conv = GConv(8, 16, kernel_size=7, effective_size=3, padding=3, stride=2, rotations=4)
+    z = conv(lift(torch.rand(2, 1, 29, 29)))      # (2, 16, 4, 15, 15) = (B, C, G, H', W')
+
+How it runs.  With extent 1 (SESN, and the paper) the elements of the group never mix, so the group axis
+is folded into the batch: a layer sees images (N, C, H, W) *sorted by element*, and `counts[g]` of them
+belong to element g.  A full feature map is the case N = |G|·B; a loss that looks at two fibers of each
+image asks for N = 2·B and pays for no more.
+
+Two exact forms of one linear map, and the layer takes the cheaper:
+    (W·B) ∗ x   synthesise the k × k kernel, then convolve           if effective_size = kernel_size
+    W·(B ∗ x)   filter with the fixed basis, then mix with W          if effective_size < kernel_size
+The second turns every output position into the e × e patch of its Hermite coefficients (its "jet"), two
+matrix products since ψ_ab is separable, and then W is an e × e convolution with stride e on those patches:
+e² = 9 instead of k² = 49 multiply-adds a weight pair, whatever the scale, and no kernel to synthesise.
+"""
+import functools
+import warnings
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+# ---------------------------------------------------------------- the basis
+def support(kernel_size, scale, max_scale):
+    """Pixels across which the basis at `scale` lives: int(k·s/s_max)//2·2 + 1, always odd (SESN)."""
+    return int(kernel_size * scale / max_scale) // 2 * 2 + 1
+
+
+@functools.lru_cache(maxsize=None)
+def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
+    """The 1-D functions b_n(u) = He_n(u/s)·exp(-u²/2s²)/s, n = 0 … e-1, at each scale s.
+
+    ψ_ab(y, x) = b_a(y)·b_b(x) is the type-A basis of SESN.  Each b_n has unit norm at the smallest
+    scale; at the others it keeps that factor, so that a larger filter on a larger object answers alike.
+
+    kernel_size: odd, the support at the largest scale; effective_size: 1 … kernel_size functions.
+    Returns a tuple, one (e, k_s) float64 tensor a scale, k_s = `support`.  ValueError for other sizes."""
+    if kernel_size % 2 == 0 or not 1 <= effective_size <= kernel_size:
+        raise ValueError(f"kernel_size must be odd and effective_size 1 … kernel_size, not {kernel_size}, {effective_size}")
+    if min(scales) <= 0:
+        raise ValueError(f"scales must be positive, not {scales}")
+    basis = []
+    for s in scales:
+        half = support(kernel_size, s, max(scales)) // 2
+        u = np.arange(-half, half + 1) / s  # (k_s,)
+        he = [np.polynomial.hermite_e.hermeval(u, np.eye(effective_size)[n]) for n in range(effective_size)]
+        basis.append(torch.from_numpy(np.stack(he) * np.exp(-u ** 2 / 2) / s))  # (e, k_s)
+    norm = basis[scales.index(min(scales))].norm(dim=1, keepdim=True)  # (e, 1)
+    return tuple(b / norm for b in basis)
+
+
+def turn(w, r):
+    """Coefficients of the kernel turned by r·90°: rot90(ψ_ab) = (-1)^b ψ_ba, as b_n has the parity of n.
+
+    w (…, e, e) → (…, e, e), with Σ turn(w)_ab ψ_ab = rot90(Σ w_ab ψ_ab) exactly."""
+    sign = (-1.0) ** torch.arange(w.shape[-1], device=w.device, dtype=w.dtype)  # (e,)
+    for _ in range(r % 4):
+        w = (w * sign).transpose(-1, -2)  # (…, e, e)
+    return w
+
+
+@functools.lru_cache(maxsize=1024)
+def jet_matrix(basis_key, s, size, stride, padding, dtype, device):
+    """The filter bank of one axis as a banded matrix: row (i, n) is b_n centred on output i.
+
+    basis_key: the arguments of `hermite_gaussian`; s: the scale's place in the list.
+    (e·H', H) with H' = (size + 2·padding - k)//stride + 1; outside the image is 0, as in any padded conv."""
+    b = hermite_gaussian(*basis_key)[s]  # (e, k_s)
+    e, k_s = b.shape
+    positions = (size + 2 * padding - basis_key[0]) // stride + 1
+    matrix = torch.zeros(positions, e, size, dtype=torch.float64)  # (H', e, H)
+    for i in range(positions):
+        first = i * stride - padding + (basis_key[0] - k_s) // 2  # a small support sits centred in k
+        lo, hi = max(first, 0), min(first + k_s, size)
+        matrix[i, :, lo:hi] = b[:, lo - first:hi - first]
+    return matrix.view(positions * e, size).to(dtype).to(device)
+
+
+def jets(y, basis_key, s, stride, padding):
+    """B ∗ y: every output position becomes the e × e patch of its Hermite coefficients, at its own scale.
+
+    y (N, C, H, W) → (N, C, e·H', e·W'), channels last in memory."""
+    n, c, height, width = y.shape
+    key = (stride, padding, y.dtype, y.device)
+    rows = jet_matrix(basis_key, s, height, *key)  # (e·H', H)
+    cols = jet_matrix(basis_key, s, width, *key)  # (e·W', W)
+    y = channels_last(y).reshape(n, height, width * c)  # (N, H, W·C)
+    y = torch.matmul(rows, y).view(n * len(rows), width, c)  # (N·e·H', W, C)
+    y = torch.matmul(cols, y).view(n, len(rows), len(cols), c)  # (N, e·H', e·W', C)
+    return y.permute(0, 3, 1, 2)  # (N, C, e·H', e·W')
+
+
+# ---------------------------------------------------------------- the group axis, folded into the batch
+def lift(x, elements, order):
+    """One copy of the image for each element asked of it, sorted by element.
+
+    x (B, C, H, W); elements (B, n) long, or None for all → y (B·n, C, H, W), counts (a list of |G| ints),
+    and `back`, with which `unlift` undoes the sorting."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    if elements is None:
+        return x.repeat(order, 1, 1, 1), [len(x)] * order, None
+    flat = elements.flatten()  # (B·n,)
+    sorting = flat.argsort(stable=True)  # (B·n,)
+    counts = torch.bincount(flat, minlength=order).tolist()
+    return x[sorting // elements.shape[1]], counts, sorting.argsort()
+
+
+def unlift(y, back, n):
+    """Undo `lift` on what came of it: y (B·n, C, H', W') → z (B, C, n, H', W'), a view where `back` is None."""
+    if back is None:  # sorted by element, all of them: (n·B, C, H', W')
+        return y.unflatten(0, (n, -1)).permute(1, 2, 0, 3, 4)
+    y = channels_last(y).index_select(0, back).unflatten(0, (-1, n))  # (B, n, H', W', C)
+    return y.permute(0, 4, 1, 2, 3)  # (B, C, n, H', W')
+
+
+def channels_last(y):
+    """y (N, C, H, W), channels last in memory, seen as (N, H, W, C): what is cut or joined in this order keeps
+    it, the gradients too (the backward pass of a split of (N, C, H, W) would fall back to channels first)."""
+    return y.permute(0, 2, 3, 1)
+
+
+class GConv(nn.Module):
+    """Eq. 4: z(g) = Σ_k Σ_i y_i(g·k) ψ_i(k), with ψ's functions turned and enlarged by g.
+
+    Lifts an image (B, C_in, H, W), or maps (B, C_in, G, H, W), to (B, C_out, G, H', W'), with
+    G = len(scales)·rotations and element g = (s, r) at place s·rotations + r.
+
+    kernel_size   odd; the support at the largest scale
+    effective_size  e: orders 0 … e-1 in x and in y, e² coefficients for each pair of channels
+    scales        increasing factors, (1.0,) for none
+    rotations     1 or 4 (quarter turns)
+    extent        how many neighbours k on the group axis a filter spans: 1 as SESN and the paper, up to |G|
+                  as Eq. 4 in full.  Along rotation it wraps; along scale it is cut at the last one.
+    Raises ValueError for sizes that make no sense.  With a stride, H + 2·padding - k must be a multiple of it,
+    or the turned image is sampled at other places: a warning says so once, and names sizes that are right.
+    """
+
+    def __init__(self, c_in, c_out, kernel_size, effective_size=None, scales=(1.0,), rotations=1,
+                 stride=1, padding=0, bias=False, extent=1):
+        super().__init__()
+        if rotations not in (1, 4):
+            raise ValueError(f"rotations is 1 or 4, not {rotations}")
+        self.scales, self.rotations, self.order = tuple(scales), rotations, len(scales) * rotations
+        if not 1 <= extent <= self.order:
+            raise ValueError(f"extent is 1 … |G| = {self.order}, not {extent}")
+        self.kernel_size, self.effective_size = kernel_size, effective_size or kernel_size
+        self.stride, self.padding, self.extent = stride, padding, extent
+        self.basis_key = (kernel_size, self.effective_size, self.scales)
+        hermite_gaussian(*self.basis_key)  # says now, not at the first image, if the sizes are wrong
+        e = self.effective_size
+        self.weight = nn.Parameter(torch.randn(c_out, extent, c_in, e, e) * (2 / (extent * c_in * e * e)) ** 0.5)
+        self.bias = nn.Parameter(torch.zeros(c_out)) if bias else None  # one a channel, shared by all g
+        self._kept, self._warned = {}, False
+
+    def extra_repr(self):
+        extras = f", extent={self.extent}" if self.extent > 1 else ""
+        return (f"{self.weight.shape[2]}, {self.weight.shape[0]}, kernel_size={self.kernel_size}, "
+                f"effective_size={self.effective_size}, scales={self.scales}, rotations={self.rotations}, "
+                f"stride={self.stride}, padding={self.padding}{extras}")
+
+    def neighbours(self, g):
+        """The (k, g·k) that the filter at g looks at: offsets k < extent whose g·k is on the axis."""
+        s, r = divmod(g, self.rotations)
+        for k in range(self.extent):
+            ds, dr = divmod(k, self.rotations)
+            if s + ds < len(self.scales):
+                yield k, (s + ds) * self.rotations + (r + dr) % self.rotations
+
+    def coefficients(self, g):
+        """What multiplies the basis at element g: w turned, neighbours side by side: (C_out, n·C_in, e, e)."""
+        offsets = [k for k, _ in self.neighbours(g)]
+        return turn(self.weight[:, offsets].flatten(1, 2), g % self.rotations)
+
+    def kernel(self, g):
+        """W·B, the kernel at element g in pixels: (C_out, n·C_in, k_s, k_s)."""
+        b = hermite_gaussian(*self.basis_key)[g // self.rotations].to(self.weight)  # (e, k_s)
+        return torch.einsum("oiab,ak,bl->oikl", self.coefficients(g), b, b)
+
+    def filters(self):
+        """Per element what the two forms convolve with; kept while nothing is learned, never saved."""
+        make = self.coefficients if self.effective_size < self.kernel_size else self.kernel
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            return [make(g) for g in range(self.order)]
+        state = (self.weight._version, self.weight.data_ptr(), self.weight.dtype)
+        if self._kept.get("state") != state:
+            self._kept = {"state": state, "filters": [make(g).detach() for g in range(self.order)]}
+        return self._kept["filters"]
+
+    def one(self, y, w, g):
+        """The convolution at one element: y (N, n·C_in, H, W), w from `filters` → (N, C_out, H', W')."""
+        if self.effective_size < self.kernel_size:  # W·(B ∗ y)
+            patches = jets(y, self.basis_key, g // self.rotations, self.stride, self.padding)  # (N, n·C_in, e·H', e·W')
+            return F.conv2d(patches, w, self.bias, stride=self.effective_size)
+        inner = self.padding - (self.kernel_size - w.shape[-1]) // 2  # padding for this scale's own support
+        if inner < 0:
+            y, inner = F.pad(y, [inner] * 4), 0
+        if y.shape[1] == 1:  # one channel looks channels first to torch, at half the speed: spell its strides out
+            y = y.contiguous().as_strided(y.shape, (y.shape[2] * y.shape[3], 1, y.shape[3], 1))
+        return F.conv2d(y, w, self.bias, self.stride, inner)  # (W·B) ∗ y
+
+    def forward(self, y, counts=None):
+        """y (B, C_in, H, W) or (B, C_in, G, H, W) → (B, C_out, G, H', W').
+
+        With `counts`, y is folded: (N, C_in, H, W) sorted by element → (N, C_out, H', W')."""
+        if counts is None:
+            folded = y.repeat(self.order, 1, 1, 1) if y.dim() == 4 else y.permute(2, 0, 1, 3, 4).flatten(0, 1)
+            return unlift(self(folded, [len(y)] * self.order), None, self.order)
+        self._check(y)
+        filters, out = self.filters(), []
+        parts = [p.permute(0, 3, 1, 2) for p in channels_last(y).split(counts)]  # (counts[g], C_in, H, W) each
+        if self.extent > 1 and len(set(counts)) > 1:
+            raise ValueError("a filter that spans several elements (extent > 1) needs all of them")
+        for g in range(self.order):
+            if counts[g]:
+                seen = [parts[h] for _, h in self.neighbours(g)]
+                out.append(self.one(torch.cat(seen, 1) if len(seen) > 1 else seen[0], filters[g], g))
+        return torch.cat(out) if len(out) > 1 else out[0]  # (N, C_out, H', W')
+
+    def _check(self, y):
+        height, width = y.shape[-2:]
+        if min(height, width) + 2 * self.padding < self.kernel_size:
+            raise ValueError(f"a {height} × {width} image is smaller than the kernel ({self.kernel_size}, padding {self.padding})")
+        rest = [(n + 2 * self.padding - self.kernel_size) % self.stride for n in (height, width)]
+        if self.rotations > 1 and any(rest) and not self._warned:
+            self._warned = True
+            good = ", ".join(f"{n - r} or {n - r + self.stride}" for n, r in zip((height, width), rest) if r)
+            warnings.warn(f"stride {self.stride} on a {height} × {width} map (kernel {self.kernel_size}, padding {self.padding}) "
+                          f"breaks rotation equivariance: (size + 2·padding - kernel) must be a multiple of the "
+                          f"stride; the nearest good sizes are {good}", stacklevel=3)
+
+
+class PointwiseGConv(nn.Conv2d):
+    """The 1 × 1 convolution for shortcuts: one matrix for all g, so it is equivariant to every group.
+
+    (B, C_in, G, H, W) → (B, C_out, G, H', W'), or folded (N, C_in, H, W) → (N, C_out, H', W')."""
+
+    def __init__(self, c_in, c_out, stride=1, bias=False):
+        super().__init__(c_in, c_out, 1, stride=stride, bias=bias)
+
+    def forward(self, y):
+        if y.dim() == 4:
+            return super().forward(y)
+        return unlift(super().forward(y.permute(2, 0, 1, 3, 4).flatten(0, 1)), None, y.shape[2])

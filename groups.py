@@ -1,0 +1,376 @@
+"""Groups and their actions: T_g on images, Γ_g on feature maps, and the fiber bundles z(g⁻¹·g0).
+
+Keller, Suau & Zappella, *Homomorphic Self-Supervised Learning* (2022), Sections 2 and 3.
+Needs no sibling: copy this file alone.
+
+    import torch
+    from groups import Rotation
+    group = Rotation()
+    x = torch.rand(8, 1, 29, 29)
+    g = torch.randint(group.order, (8,))      # one element per example
+    group.T(x, g).shape                       # torch.Size([8, 1, 29, 29])
+
+A network f is equivariant (Eq. 1) when f(T_g x) = Γ_g f(x).  Here every group has T and Γ side by
+side, with the same signature, so that this equation is one line of code.
+
+Alphabet, used in every file of this repository
+    x   images                 (B, C_in, H, W)
+    z   feature map f(x)       (B, C, G, H', W')   G = lifted elements (1 for translation)
+    g   group elements         (B,) long, one per example, numbered 0 … |G|-1
+    g0  base space             (|g0|,) or (B, |g0|) long, an *ordered* list of elements
+    fibers                     (B, |G|, C)         z read as a function on the group
+    z(g⁻¹·g0)  fiber bundle    (B, |g0|·C)
+"""
+import math
+
+import torch
+
+SCALES = (1.0, 1.25, 1.33, 1.5, 1.66, 1.75)  # the paper's six (Appendix B)
+
+
+class Translation:
+    """Z_H × Z_W: shifts of an H × W grid.  Element (dy, dx) has the number dy·W + dx.
+
+    The product is taken on the torus, so the axioms hold exactly.  The *actions* fill what enters
+    the frame with background (0), as Appendix B does; they are then an action only for as long as
+    nothing leaves the frame.  `wrap=True` rolls instead, which is an action without exception.
+
+    height, width: of the grid.  stride: pixels of the image to one step of the grid (T moves by
+    stride·(dy, dx) pixels, Γ by (dy, dx) positions).  Raises ValueError unless all are >= 1.
+    """
+
+    spatial = True  # fibers are read off the positions of the map: |G| = H'·W'
+
+    def __init__(self, height, width, stride=1, wrap=False):
+        if min(height, width, stride) < 1:
+            raise ValueError(f"height, width and stride must be at least 1, not {height}, {width}, {stride}")
+        self.height, self.width, self.stride, self.wrap = height, width, stride, wrap
+        self.order = height * width
+
+    def coordinates(self, g):
+        """g (…,) long → (…, 2) float: dy in 0 … H-1 and dx in 0 … W-1."""
+        return torch.stack([g // self.width, g % self.width], -1).double()  # (…, 2)
+
+    def product(self, a, b):
+        """a·b, elementwise with broadcasting: (…,) long."""
+        dy = (a // self.width + b // self.width) % self.height
+        dx = (a % self.width + b % self.width) % self.width
+        return dy * self.width + dx
+
+    def inverse(self, a):
+        """a⁻¹: (…,) long."""
+        return (-(a // self.width) % self.height) * self.width + (-(a % self.width)) % self.width
+
+    def signed(self, g):
+        """The shift of least length that g stands for on the torus: dy, dx (…,) long, within ±size/2."""
+        dy, dx = g // self.width, g % self.width
+        dy = torch.where(dy > self.height // 2, dy - self.height, dy)
+        return dy, torch.where(dx > self.width // 2, dx - self.width, dx)
+
+    def _shift(self, x, g, step):
+        dy, dx = self.signed(g)
+        x = _shift_axis(x, dy * step, -2, self.wrap)
+        return _shift_axis(x, dx * step, -1, self.wrap)
+
+    def T(self, x, g):
+        """T_g x: image b moved by stride·g[b] pixels.  x (B, C, H, W), g (B,) long → (B, C, H, W)."""
+        return self._shift(x, g, self.stride)
+
+    def Gamma(self, z, g):
+        """Γ_g z: map b moved by g[b] positions.  z (B, C, G, H', W'), g (B,) long → the same shape."""
+        return self._shift(z, g, 1)
+
+    def shift_base(self, g, g0):
+        """g⁻¹·g0, the base space moved by g: g (B,), g0 (|g0|,) or (B, |g0|) → (B, |g0|) long."""
+        return self.product(self.inverse(g)[:, None], torch.atleast_2d(g0))
+
+    def base_space(self, size):
+        """An h × w patch in the corner with h·w = size, as square as can be: (|g0|,) long.
+
+        Raises ValueError where no patch of that size fits the grid ("no padding", Appendix B)."""
+        fits = [(max(h, size // h), h) for h in range(1, self.height + 1) if size % h == 0 and size // h <= self.width]
+        if not fits or not 1 <= size < max(self.order, 2):
+            sizes = sorted({h * w for h in range(1, self.height + 1) for w in range(1, self.width + 1)} - {self.order})
+            near = sorted(sizes, key=lambda s: (abs(s - size), s))[:3]
+            raise ValueError(f"no patch of {size} positions fits in {self.height} × {self.width}: "
+                             f"take 1 … {self.order - 1}, for example {', '.join(map(str, sorted(near)))}")
+        h = min(fits)[1]
+        y, x = torch.arange(h), torch.arange(size // h)
+        return (y[:, None] * self.width + x).flatten()  # (|g0|,)
+
+    def whole(self, g, g0):
+        """Which g leave g⁻¹·g0 in one piece, inside the frame: g (M,), g0 (|g0|,) → (M,) bool."""
+        moved = self.shift_base(g, g0)  # (M, |g0|)
+        return (moved - moved[:, :1] == g0 - g0[:1]).all(1)  # a patch that wraps loses its shape
+
+    def distance(self, g1, g2, metric="euclidean"):
+        """Distance between elements, (…,) float64 >= 0, in grid steps.
+
+        "euclidean": ‖g1 - g2‖² of the coordinates, squared as in Section 4.
+        "topological": the same on the torus, where the two edges of the grid are neighbours."""
+        d = (self.coordinates(g1) - self.coordinates(g2)).abs()  # (…, 2)
+        if _metric(metric) == "topological":
+            d = torch.minimum(d, torch.tensor([self.height, self.width]) - d)
+        return d.pow(2).sum(-1)
+
+
+class Rotation:
+    """C4: turns by 0°, 90°, 180°, 270°, counter-clockwise.  Every axiom and both actions are exact."""
+
+    spatial = False  # fibers are read off the lifted axis, after an average over space (Appendix B)
+    order = 4
+
+    def coordinates(self, g):
+        """g (…,) long → (…, 1) float: the number of quarter turns."""
+        return g[..., None].double()
+
+    def product(self, a, b):
+        """a·b: (…,) long."""
+        return (a + b) % 4
+
+    def inverse(self, a):
+        """a⁻¹: (…,) long."""
+        return -a % 4
+
+    def T(self, x, g):
+        """T_g x: image b turned by 90°·g[b].  x (B, C, H, H), g (B,) long → (B, C, H, H).
+
+        Raises ValueError if the images are not square."""
+        if x.shape[-1] != x.shape[-2]:
+            raise ValueError(f"a quarter turn needs square images, not {x.shape[-2]} × {x.shape[-1]}")
+        turns = torch.stack([x.rot90(r, (-2, -1)) for r in range(4)], 1)  # (B, 4, C, H, H)
+        return turns[torch.arange(len(x), device=x.device), g]  # (B, C, H, H)
+
+    def Gamma(self, z, g):
+        """Γ_g z: space turns, and the lifted axis moves round: (Γ_g z)(r) = turn_g z(g⁻¹·r).
+
+        z (B, C, 4, H', H'), g (B,) long → the same shape."""
+        r = torch.arange(4, device=g.device)
+        return _take(self.T(z, g), self.shift_base(g, r))  # (B, C, 4, H', H')
+
+    def shift_base(self, g, g0):
+        """g⁻¹·g0: g (B,), g0 (|g0|,) or (B, |g0|) → (B, |g0|) long."""
+        return (torch.atleast_2d(g0) - g[:, None]) % 4
+
+    def base_space(self, size):
+        """`size` neighbouring elements: (|g0|,) long.  ValueError unless 1 <= size <= |G| - 1."""
+        return _run(size, self.order)
+
+    def whole(self, g, g0):
+        """Every turn of a base space is whole, since the axis has no end: (M,) bool."""
+        return torch.ones_like(g, dtype=torch.bool)
+
+    def distance(self, g1, g2, metric="euclidean"):
+        """Distance between elements, (…,) float64: "euclidean" (g1 - g2)² as in Section 4, in squared
+        quarter turns; "topological" the shorter way round the circle, 0 … 2 quarter turns."""
+        d = (g1 - g2).abs().double()
+        return d.pow(2) if _metric(metric) == "euclidean" else torch.minimum(d, 4 - d)
+
+
+class Scale:
+    """A finite list of scale factors 1 = σ_0 < σ_1 < …: **not a group**, and the code says where.
+
+    Element g *shrinks* the image by 1/σ_g (an image can't be enlarged past its frame), and the
+    lifted axis holds the filters enlarged by σ_i.  What the filter σ_i sees in the shrunk image is
+    what σ_(i+g) sees in the original, so g⁻¹·g0 = g0 + g: steps *up* the list.  Three things fail:
+    - closure: past the last factor there is nothing; `product` says -1, and Γ fills in 0;
+    - inverse: only the identity has one on the list; `inverse` says -1 for the rest;
+    - on a list that is not geometric, as the paper's, σ_a·σ_b ≠ σ_(a+b): steps only nearly compose.
+
+    factors: increasing, from 1.0.  Raises ValueError otherwise.
+    """
+
+    spatial = False
+
+    def __init__(self, factors=SCALES):
+        if len(factors) < 1 or factors[0] != 1 or any(a >= b for a, b in zip(factors, factors[1:])):
+            raise ValueError(f"scale factors must increase from 1.0, not {tuple(factors)}")
+        self.factors, self.order = tuple(factors), len(factors)
+
+    def coordinates(self, g):
+        """g (…,) long → (…, 1) float: the place on the list."""
+        return g[..., None].double()
+
+    def product(self, a, b):
+        """a·b: (…,) long, -1 where it falls off the end of the list (or a or b already had)."""
+        c = a + b
+        return torch.where((c < self.order) & (a >= 0) & (b >= 0), c, -1)
+
+    def inverse(self, a):
+        """a⁻¹: (…,) long, -1 (not on the list) for everything but the identity."""
+        return torch.where(a == 0, 0, -1)
+
+    def T(self, x, g):
+        """T_g x: image b shrunk about its centre by 1/σ_g[b], 0 (background) around it.
+
+        Linear interpolation with a triangle as wide as a source pixel's share, so nothing aliases.
+        x (B, C, H, W), g (B,) long → (B, C, H, W)."""
+        rows = torch.stack([shrink_matrix(x.shape[-2], s) for s in self.factors]).to(x)  # (S, H, H)
+        cols = torch.stack([shrink_matrix(x.shape[-1], s) for s in self.factors]).to(x)  # (S, W, W)
+        with torch.autocast(x.device.type, enabled=False):  # pixels keep their precision
+            return torch.einsum("bij,b...jk,blk->b...il", rows[g], x, cols[g])  # (B, C, H, W)
+
+    def Gamma(self, z, g):
+        """Γ_g z: space shrinks, and the lifted axis moves: (Γ_g z)(i) = shrink_g z(i + g), 0 past the end.
+
+        z (B, C, S, H', W'), g (B,) long → the same shape."""
+        return _take(self.T(z, g), self.shift_base(g, torch.arange(self.order, device=g.device)))
+
+    def shift_base(self, g, g0):
+        """g⁻¹·g0 = g0 + g, -1 past the end: g (B,), g0 (|g0|,) or (B, |g0|) → (B, |g0|) long."""
+        return self.product(torch.atleast_2d(g0), g[:, None])
+
+    def base_space(self, size):
+        """`size` neighbouring factors, from 1.0 up: (|g0|,) long.  ValueError unless 1 <= size <= |G| - 1."""
+        return _run(size, self.order)
+
+    def whole(self, g, g0):
+        """Which g keep all of g⁻¹·g0 on the list: (M,) bool."""
+        return (self.shift_base(g, g0) >= 0).all(1)
+
+    def distance(self, g1, g2, metric="euclidean"):
+        """Distance between elements, (…,) float64: "euclidean" the squared difference of places on
+        the list; "topological" |log(σ_g1/σ_g2)|, in natural-log units."""
+        if _metric(metric) == "euclidean":
+            return (g1 - g2).double().pow(2)
+        log = torch.tensor(self.factors, dtype=torch.float64).log()  # (S,)
+        return (log[g1] - log[g2]).abs()
+
+
+class RotationScale:
+    """C4 × scale: element (s, r) has the number s·4 + r, the order of the lifted axis in gconv.py.
+
+    Everything is done factor by factor, so whatever Scale lacks as a group is lacking here too."""
+
+    spatial = False
+
+    def __init__(self, factors=SCALES):
+        self.rotation, self.scale = Rotation(), Scale(factors)
+        self.order = 4 * self.scale.order
+
+    def coordinates(self, g):
+        """g (…,) long → (…, 2) float: place on the list of scales, quarter turns."""
+        return torch.stack([g // 4, g % 4], -1).double()
+
+    def product(self, a, b):
+        """a·b: (…,) long, -1 where the scales fall off the end."""
+        s = self.scale.product(torch.where(a < 0, -1, a // 4), torch.where(b < 0, -1, b // 4))
+        return torch.where(s < 0, -1, s * 4 + (a + b) % 4)
+
+    def inverse(self, a):
+        """a⁻¹: (…,) long, -1 where the scale has none."""
+        return torch.where(a // 4 == 0, -a % 4, -1)
+
+    def T(self, x, g):
+        """T_g x: turned and shrunk.  x (B, C, H, H), g (B,) long → (B, C, H, H)."""
+        return self.scale.T(self.rotation.T(x, g % 4), g // 4)
+
+    def Gamma(self, z, g):
+        """Γ_g z on z (B, C, S·4, H', H'), g (B,) long → the same shape."""
+        return _take(self.T(z, g), self.shift_base(g, torch.arange(self.order, device=g.device)))
+
+    def shift_base(self, g, g0):
+        """g⁻¹·g0, -1 past the last scale: g (B,), g0 (|g0|,) or (B, |g0|) → (B, |g0|) long."""
+        g0 = torch.atleast_2d(g0)
+        s = self.scale.shift_base(g // 4, g0 // 4)  # (B, |g0|)
+        return torch.where(s < 0, -1, s * 4 + self.rotation.shift_base(g % 4, g0 % 4))
+
+    def base_space(self, size):
+        """The first `size` elements (all turns of a scale, then the next scale): (|g0|,) long."""
+        return _run(size, self.order)
+
+    def whole(self, g, g0):
+        """Which g keep all of g⁻¹·g0 on the list: (M,) bool."""
+        return (self.shift_base(g, g0) >= 0).all(1)
+
+    def distance(self, g1, g2, metric="euclidean"):
+        """The sum of the two factors' distances: (…,) float64."""
+        return (self.rotation.distance(g1 % 4, g2 % 4, metric)
+                + self.scale.distance(g1 // 4, g2 // 4, metric))
+
+
+# ---------------------------------------------------------------- fibers, bundles, and drawing g
+def fibers(z, group):
+    """z read as a function on the group, Section 2: z(g) ∈ R^C for every g.
+
+    Translation reads the positions; the others average over space first (Appendix B).
+    z (B, C, G, H', W') → (B, |G|, C)."""
+    z = z.flatten(2) if group.spatial else z.mean((-2, -1))  # (B, C, |G|)
+    return z.transpose(1, 2)  # (B, |G|, C)
+
+
+def bundle(fibers, base):
+    """The fiber bundle z(base) = [z(g) | g ∈ base] ∈ R^(|g0|·C), Section 2.  Order is kept.
+
+    fibers (B, |G|, C), base (B, |g0|) long, all >= 0 → (B, |g0|·C)."""
+    index = base[..., None].expand(-1, -1, fibers.shape[-1])  # (B, |g0|, C)
+    return fibers.gather(1, index).flatten(1)  # (B, |g0|·C)
+
+
+def pairs(group, g0, max_distance=None, metric="euclidean"):
+    """The elements from which g1 and g2 are drawn, and which of them may meet.
+
+    A g qualifies if g⁻¹·g0 lies whole on the feature map (no wrap, no padding); a pair, if the two
+    are at most `max_distance` apart (None: any two).  g0 (|g0|,) → elements (M,) long and allowed
+    (M, M) bool.  Raises ValueError if a base space has nowhere to go, or no two places are that near."""
+    g = torch.arange(group.order)
+    g = g[group.whole(g, g0)]  # (M,)
+    if len(g) < 2:
+        raise ValueError(f"a base space of {len(g0)} leaves only {len(g)} place for it on {group.order} "
+                         "elements: take a smaller one")
+    place = group.shift_base(g, g0[:1])[:, 0]  # (M,) the distance is that between the two bundles
+    d = group.distance(place[:, None], place[None, :], metric)  # (M, M)
+    allowed = d <= (math.inf if max_distance is None else max_distance)
+    if not (allowed & ~torch.eye(len(g), dtype=torch.bool)).any():
+        raise ValueError(f"no two elements are within a {metric} distance of {max_distance}: "
+                         f"the nearest are {d[d > 0].min():.3g} apart")
+    return g, allowed
+
+
+def sample(elements, allowed, batch, generator=None):
+    """Draw g1 uniformly and g2 uniformly from what g1 may meet: two (batch,) long tensors."""
+    i = torch.randint(len(elements), (batch,), generator=generator)  # (B,)
+    j = torch.multinomial(allowed.double()[i], 1, generator=generator)[:, 0]  # (B,)
+    return elements[i], elements[j]
+
+
+# ---------------------------------------------------------------- small parts
+def shrink_matrix(size, factor):
+    """The matrix A of one axis of T_g: A x Aᵀ is x shrunk about its centre by 1/factor: (size, size) float64.
+
+    Row u gathers the source pixels around factor·u under a triangle `factor` wide; rows that fall
+    outside the source are background, 0."""
+    u = torch.arange(size, dtype=torch.float64) - (size - 1) / 2  # (size,) centred
+    weight = (1 - (u[:, None] * factor - u[None, :]).abs() / factor).clamp(min=0)  # (size, size)
+    inside = (u * factor).abs() <= size / 2  # (size,)
+    return weight / weight.sum(1, keepdim=True).clamp(min=1e-12) * inside[:, None]  # (size, size)
+
+
+def _shift_axis(x, d, dim, wrap):
+    """Move example b by d[b] along dim, filling with 0 (or rolling): x (B, …), d (B,) → the same shape."""
+    n = x.shape[dim]
+    source = torch.arange(n, device=x.device) - d[:, None]  # (B, n)
+    view = [len(x)] + [1] * (x.dim() - 1)
+    view[dim] = n
+    moved = x.gather(dim, (source % n).view(view).expand(x.shape))
+    return moved if wrap else moved * ((source >= 0) & (source < n)).view(view)
+
+
+def _take(z, index):
+    """Reindex the lifted axis per example, 0 where index is -1: z (B, C, G, …), index (B, n) → (B, C, n, …)."""
+    b = torch.arange(len(z), device=z.device)[:, None]  # (B, 1)
+    taken = z.transpose(1, 2)[b, index.clamp(min=0)]  # (B, n, C, …)
+    keep = (index >= 0).view(index.shape + (1,) * (z.dim() - 2))  # (B, n, 1, …)
+    return (taken * keep).transpose(1, 2)  # (B, C, n, …)
+
+
+def _run(size, order):
+    if not 1 <= size < max(order, 2):
+        raise ValueError(f"a base space has 1 … {order - 1} elements here, not {size}")
+    return torch.arange(size)  # (|g0|,)
+
+
+def _metric(name):
+    if name not in ("euclidean", "topological"):
+        raise ValueError(f"the distance is 'euclidean' or 'topological', not {name!r}")
+    return name

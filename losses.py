@@ -1,0 +1,94 @@
+"""The losses: A-SSL (Eq. 2) and H-SSL (Eq. 3) are one InfoNCE whose two arguments are filled in two ways.
+
+Needs one sibling: groups.py (for `fibers` and `bundle`).
+
+    A-SSL draws two T_g, and shares one base space:   h(f(T_g1 x)(g0))   against  h(f(T_g2 x)(g0))
+    H-SSL draws no T_g, and moves the base space:     h(f(x)(g1⁻¹·g0))   against  h(f(x)(g2⁻¹·g0))
+
+If f is equivariant the two are the same numbers, since f(T_g x)(g0) = Γ_g f(x)(g0) = f(x)(g⁻¹·g0).
+
+Under torchrun every rank holds a part of the batch; negatives come from all ranks, with gradient.
+"""
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+import torch.nn.functional as F
+
+from groups import bundle, fibers
+
+
+def info_nce(y1, y2, tau=0.1, denominator="paper"):
+    """InfoNCE as Eq. 2 prints it.  y1, y2 (B, D): the two views, any scale, any float dtype → scalar float32/64.
+
+        -1/N Σ_i log [ exp(sim(y1_i, y2_i)/τ) / Σ_{k≠i} Σ_{j,l ∈ {1,2}} exp(sim(yj_i, yl_k)/τ) ]
+
+    The positive is not in the denominator, and both views of i share it: at chance the loss is log 4(N-1).
+    denominator="ntxent" is SimCLR's: each view of i is an anchor by itself, with all 2N-1 others below the
+    fraction line, its positive included: at chance log(2N-1).
+    Memory: one (2B, 2N) float32 matrix of logits (256 MiB at N = 4096 in one process) and what autograd keeps
+    of it; never N × N × D.  Raises ValueError for fewer than two examples, since nothing is then k ≠ i."""
+    if denominator not in ("paper", "ntxent"):
+        raise ValueError(f"the denominator is 'paper' or 'ntxent', not {denominator!r}")
+    b = len(y1)
+    with torch.autocast(y1.device.type, enabled=False):  # half precision ends here: τ = 0.1 asks for e^±10
+        y = torch.stack([y1, y2])  # (2, B, D)
+        y = F.normalize(y if y.dtype == torch.float64 else y.float(), dim=-1)  # (2, B, D)
+        everyone, first = gather(y)  # (2, N, D): columns; this rank's examples start at `first`
+        n = everyone.shape[1]
+        if n < 2:
+            raise ValueError("a contrastive loss needs at least two examples")
+        logits = y.flatten(0, 1) @ everyone.flatten(0, 1).T / tau  # (2B, 2N)
+        positive = (y[0] * y[1]).sum(-1) / tau  # (B,)
+        rows = torch.arange(b, device=y.device)  # (B,)
+        logits = logits.view(2, b, 2, n)  # (view j, i, view l, k)
+        mask = torch.zeros(2, b, 2, n, dtype=torch.bool, device=y.device)
+        for j in range(2):
+            mask[j, rows, j, rows + first] = True  # an anchor is no candidate for itself
+            if denominator == "paper":
+                mask[j, rows, 1 - j, rows + first] = True  # k ≠ i: nor is its own positive
+        logits = logits.masked_fill(mask, -torch.inf)
+        if denominator == "ntxent":
+            return (logits.logsumexp((2, 3)) - positive).mean()
+        return (logits.logsumexp((0, 2, 3)) - positive).mean()
+
+
+def gather(y):
+    """All ranks' y, in rank order, with gradient, and where this rank's part starts.
+
+    y (V, B, D), the same B on every rank → (V, N, D) with N = B·ranks, and an int.  The backward pass sums every
+    rank's gradient, so that DDP's mean over ranks is the gradient of the one-process loss.  One process: y, 0."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return y, 0
+    return torch.cat(dist_nn.all_gather(y.contiguous()), 1), dist.get_rank() * y.shape[1]
+
+
+def bundles(f, x, base, group):
+    """f(x) read at some base spaces of each image: x (M, C_in, H, W), base (M, m, n) → (m, M, n·C).
+
+    Only the elements that are asked for are computed, wherever f can (extent 1) and that is fewer than all."""
+    m, n = base.shape[1:]
+    flat = base.flatten(1)  # (M, m·n)
+    if not group.spatial and f.partial and m * n < f.order:
+        z = fibers(f(x, flat), group)  # (M, m·n, C) exactly those fibers
+        return z.unflatten(1, (m, n)).flatten(2).transpose(0, 1)  # (m, M, n·C)
+    z = bundle(fibers(f(x), group), flat)  # (M, m·n·C)
+    return z.unflatten(1, (m, -1)).transpose(0, 1)  # (m, M, n·C)
+
+
+def a_ssl(f, h, x, group, g0, g1, g2, map_group=None):
+    """Eq. 2, the two views: h(f(T_g1 x)(g0)) and h(f(T_g2 x)(g0)).
+
+    f, h: backbone and head; x (B, C_in, H, W); g1, g2 (B,); g0 (B, |g0|), "the same for both branches";
+    group acts on the images, map_group (the same one by default) says how fibers are read off z.
+    Returns y1, y2 (B, D): the arguments of `info_nce`."""
+    x12 = torch.cat([group.T(x, g1), group.T(x, g2)])  # (2B, C_in, H, W): two images …
+    base = torch.cat([g0, g0])[:, None]  # (2B, 1, |g0|): … one base space
+    y = bundles(f, x12, base, map_group or group)[0]  # (2B, |g0|·C)
+    return h(y).chunk(2)  # (B, D) twice
+
+
+def h_ssl(f, h, x, group, g0, g1, g2):
+    """Eq. 3, the two views: h(f(x)(g1⁻¹·g0)) and h(f(x)(g2⁻¹·g0)).  Arguments and result as in `a_ssl`."""
+    base = torch.stack([group.shift_base(g1, g0), group.shift_base(g2, g0)], 1)  # (B, 2, |g0|): two base spaces …
+    y = bundles(f, x, base, group).flatten(0, 1)  # … of one image: (2B, |g0|·C)
+    return h(y).chunk(2)  # (B, D) twice
