@@ -1,6 +1,6 @@
 """The paper's networks f, heads h and classifiers (Appendix B), and the structureless ones of Table 2.
 
-Needs one sibling: gconv.py.
+Needs two siblings: gconv.py, and groups.py (for the list of scales).
 
     import torch
     from backbones import MNISTNet
@@ -20,6 +20,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from gconv import GConv, PointwiseGConv, jets, lift, unlift
+from groups import SCALES
+
+
+class Normalise(nn.Module):
+    """(x - mean)/std, a number a channel.  Inside f, so that T_g acts on raw intensities and background stays 0."""
+
+    def __init__(self, mean=(0.0,), std=(1.0,)):
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None])  # (C_in, 1, 1)
+
+    def forward(self, x):
+        return (x - self.mean) / self.std  # (B, C_in, H, W)
 
 
 class MNISTNet(nn.Module):
@@ -27,8 +40,9 @@ class MNISTNet(nn.Module):
 
     partial = True
 
-    def __init__(self, scales=(1.0,), rotations=1, width=1.0, c_in=1, extent=1):
+    def __init__(self, scales=(1.0,), rotations=1, width=1.0, c_in=1, extent=1, normalise=nn.Identity()):
         super().__init__()
+        self.normalise = normalise
         c1, c2, c3 = (scaled(c, width) for c in (32, 64, 128))
         group = dict(scales=scales, rotations=rotations)
         self.convs = nn.ModuleList([
@@ -39,7 +53,7 @@ class MNISTNet(nn.Module):
         self.order, self.channels, self.partial = len(scales) * rotations, c3, extent == 1
 
     def forward(self, x, elements=None):
-        y, counts, back = lift(x, elements, self.order)  # (N, C_in, 29, 29), N = B·n
+        y, counts, back = lift(self.normalise(x), elements, self.order)  # (N, C_in, 29, 29), N = B·n
         for conv, norm in zip(self.convs, self.norms):
             y = F.relu(norm(conv(y, counts)), inplace=True)  # (N, 32, 29, 29), (N, 64, 15, 15), (N, 128, 8, 8)
         return unlift(y, back, self.order if elements is None else elements.shape[1])  # (B, C, n, H', W')
@@ -71,14 +85,16 @@ class ResNet20(nn.Module):
     padding: 31 → 25 → 25 → 13 → 7 (→ 4).  So it is unpadded here, and every map but the last is odd.
     """
 
-    def __init__(self, kind="cifar10", scales=(1.0,), rotations=1, width=1.0, c_in=3, extent=1):
+    def __init__(self, kind="cifar10", scales=(1.0,), rotations=1, width=1.0, c_in=3, extent=1, normalise=nn.Identity()):
         super().__init__()
+        self.normalise = normalise
         outputs, strides, blocks = {"cifar10": ((128, 256, 512), (1, 2, 2), 3),
                                     "tiny-imagenet": ((64, 128, 256, 512), (1, 2, 2, 2), 2)}[kind]
         group = dict(scales=scales, rotations=rotations)
         c = scaled(64, width)
-        self.lifting = GConv(c_in, 9, 7, 7, stride=1, padding=0, **group)  # 31 → 25
-        self.conv = GConv(9, c, 7, 3, stride=1, padding=3, extent=extent, **group)
+        c0 = max(9, scaled(9, width))  # nine, however narrow the rest
+        self.lifting = GConv(c_in, c0, 7, 7, stride=1, padding=0, **group)  # 31 → 25
+        self.conv = GConv(c0, c, 7, 3, stride=1, padding=3, extent=extent, **group)
         self.norm, self.blocks = nn.BatchNorm2d(c), nn.ModuleList()
         for c_out, stride in zip((scaled(o, width) for o in outputs), strides):
             for b in range(blocks):
@@ -87,7 +103,7 @@ class ResNet20(nn.Module):
         self.order, self.channels, self.partial = len(scales) * rotations, c, extent == 1
 
     def forward(self, x, elements=None):
-        y, counts, back = lift(x, elements, self.order)  # (N, C_in, 31, 31), N = B·n
+        y, counts, back = lift(self.normalise(x), elements, self.order)  # (N, C_in, 31, 31), N = B·n
         y = self.conv(self.lifting(y, counts), counts)  # (N, 64, 25, 25)
         y = F.relu(self.norm(y), inplace=True)
         for block in self.blocks:
@@ -101,10 +117,10 @@ class MLP(nn.Module):
 
     partial, order, channels = False, 16, 128
 
-    def __init__(self, pixels):
+    def __init__(self, pixels, normalise=nn.Identity()):
         super().__init__()
         sizes = (pixels, 784, 1024, 2048)
-        self.layers = nn.Sequential(nn.Flatten(), *(
+        self.layers = nn.Sequential(normalise, nn.Flatten(), *(
             layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU())))
 
     def forward(self, x, elements=None):
@@ -119,12 +135,12 @@ class CNN(nn.Module):
 
     partial, order = False, 6
 
-    def __init__(self, kind="mnist", width=1.0, c_in=1):
+    def __init__(self, kind="mnist", width=1.0, c_in=1, normalise=nn.Identity()):
         super().__init__()
         # The same network on the trivial group, six times as wide, with effective size = kernel size:
         # its basis is then complete, so every k × k kernel is within reach.
-        self.net = (MNISTNet(width=6 * width, c_in=c_in) if kind == "mnist" else
-                    ResNet20(kind, width=6 * width, c_in=c_in))
+        self.net = (MNISTNet(width=6 * width, c_in=c_in, normalise=normalise) if kind == "mnist" else
+                    ResNet20(kind, width=6 * width, c_in=c_in, normalise=normalise))
         for module in self.net.modules():
             for name, child in module.named_children():
                 if isinstance(child, GConv):
@@ -212,6 +228,37 @@ class ResNetClassifier(nn.Module):
 
     def forward(self, fixed):
         return self.linear(F.relu(self.norm(fixed)).mean((-2, -1)))  # (B, classes)
+
+
+# ---------------------------------------------------------------- one network for each question
+def build(kind, group, backbone="equivariant", width=1.0, classes=10, size=29, c_in=1, mean=(0.0,), std=(1.0,),
+          base_size=1, extent=1):
+    """The backbone f, head h and classifier that Appendix B gives for a data set and a group.
+
+    kind "mnist" | "cifar10" | "tiny-imagenet"; group "trans" | "rot" | "scale" | "rotscale"; backbone "equivariant" |
+    "cnn" | "mlp"; size, c_in, mean, std: of the images; base_size: |g0|, by which h's input grows.
+    Raises ValueError where Table 2 has no such network."""
+    axis = dict(scales=SCALES if "scale" in group else (1.0,), rotations=4 if group.startswith("rot") else 1)
+    inside = dict(c_in=c_in, normalise=Normalise(mean, std))
+    if backbone == "equivariant" and kind == "mnist":
+        f = MNISTNet(width=width, extent=extent, **axis, **inside)
+    elif backbone == "equivariant":
+        f = ResNet20(kind, width=width, extent=extent, **axis, **inside)
+    elif backbone == "mlp":
+        f = MLP(c_in * size * size, inside["normalise"])
+    elif group == "scale":
+        f = CNN(kind, width=width, **inside)
+    else:
+        raise ValueError("the backbone 'cnn' emulates six scales: it goes with --group scale")
+    if backbone != "equivariant":
+        axis = {}  # the emulated axis has no scales or turns for the classifier to follow
+    if kind == "mnist" or backbone == "mlp":
+        h = Head(base_size * f.channels, [scaled(128, width)] * 3)
+        classifier = MNISTClassifier(f.channels, classes, positions=1 if backbone == "mlp" else 8, **axis)
+    else:
+        h = Head(base_size * f.channels, [scaled(c, width) for c in (512, 2048, 512)], norm_input=True)
+        classifier = ResNetClassifier(f.channels, classes)
+    return f, h, classifier
 
 
 def scaled(channels, width):

@@ -160,9 +160,15 @@ class GConv(nn.Module):
         self.basis_key = (kernel_size, self.effective_size, self.scales)
         hermite_gaussian(*self.basis_key)  # says now, not at the first image, if the sizes are wrong
         e = self.effective_size
-        self.weight = nn.Parameter(torch.randn(c_out, extent, c_in, e, e) * (2 / (extent * c_in * e * e)) ** 0.5)
-        self.bias = nn.Parameter(torch.zeros(c_out)) if bias else None  # one a channel, shared by all g
+        self.weight = nn.Parameter(torch.empty(c_out, extent, c_in, e, e))
+        self.bias = nn.Parameter(torch.empty(c_out)) if bias else None  # one a channel, shared by all g
+        self.reset_parameters()
         self._kept, self._warned = {}, False
+
+    def reset_parameters(self):
+        nn.init.normal_(self.weight, std=(2 / self.weight[0].numel()) ** 0.5)  # He et al.: closed form, instant
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def extra_repr(self):
         extras = f", extent={self.extent}" if self.extent > 1 else ""

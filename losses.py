@@ -11,7 +11,6 @@ Under torchrun every rank holds a part of the batch; negatives come from all ran
 """
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 import torch.nn.functional as F
 
 from groups import bundle, fibers
@@ -59,7 +58,23 @@ def gather(y):
     rank's gradient, so that DDP's mean over ranks is the gradient of the one-process loss.  One process: y, 0."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return y, 0
-    return torch.cat(dist_nn.all_gather(y.contiguous()), 1), dist.get_rank() * y.shape[1]
+    return torch.cat(list(AllGather.apply(y)), 1), dist.get_rank() * y.shape[1]
+
+
+class AllGather(torch.autograd.Function):
+    """Every rank's tensor, (R, …); a plain `dist.all_gather` would cut the gradient to the other ranks' rows."""
+
+    @staticmethod
+    def forward(ctx, y):
+        everyone = [torch.empty_like(y) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, y.contiguous())
+        return torch.stack(everyone)  # (R, …)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous()
+        dist.all_reduce(grad)  # what every rank's loss says of everyone's y …
+        return grad[dist.get_rank()]  # … of which this rank's y is one part
 
 
 def bundles(f, x, base, group):
@@ -92,3 +107,15 @@ def h_ssl(f, h, x, group, g0, g1, g2):
     base = torch.stack([group.shift_base(g1, g0), group.shift_base(g2, g0)], 1)  # (B, 2, |g0|): two base spaces …
     y = bundles(f, x, base, group).flatten(0, 1)  # … of one image: (2B, |g0|·C)
     return h(y).chunk(2)  # (B, D) twice
+
+
+@torch.no_grad()
+def equivariance_error(f, x, group, g, g0):
+    """How far Eq. 1 is from true where the losses look: ‖f(T_g x)(g0) - f(x)(g⁻¹·g0)‖ / ‖f(x)(g⁻¹·g0)‖, a float.
+
+    This is the one step from Eq. 2 to Eq. 3.  x (B, C_in, H, W), g (B,), g0 (|g0|,) or (B, |g0|); call it with f in
+    evaluation mode, or BatchNorm learns from these images."""
+    g0 = torch.atleast_2d(g0).expand(len(x), -1)  # (B, |g0|)
+    left = bundles(f, group.T(x, g), g0[:, None], group)  # (1, B, |g0|·C)
+    right = bundles(f, x, group.shift_base(g, g0)[:, None], group)  # (1, B, |g0|·C)
+    return float((left - right).norm() / right.norm())

