@@ -1,0 +1,56 @@
+"""What the tests share: the modules on the path, two threads, and digits made of nothing but arithmetic."""
+import os
+import sys
+
+import pytest
+import torch
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def double():
+    """Everything made in this test is float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def blobs(batch, size, c_in=1, margin=0, dtype=torch.float64):
+    """Smooth random images with an empty margin: a few Gaussian strokes, no two alike: (B, C_in, size, size)."""
+    u = torch.arange(size, dtype=dtype)
+    inside = size - 1 - 2 * margin
+    centre = margin + inside * (0.25 + 0.5 * torch.rand(batch, c_in, 6, 2, dtype=dtype))  # (B, C_in, 6, 2)
+    width = inside * (0.04 + 0.06 * torch.rand(batch, c_in, 6, 1, dtype=dtype))  # (B, C_in, 6, 1)
+    y = torch.exp(-((u - centre[..., :1]) / width) ** 2 / 2)  # (B, C_in, 6, size)
+    x = torch.exp(-((u - centre[..., 1:]) / width) ** 2 / 2)  # (B, C_in, 6, size)
+    images = torch.einsum("bcny,bcnx->bcyx", y, x)  # (B, C_in, size, size)
+    frame = (u >= margin) & (u <= size - 1 - margin)
+    return images * frame[:, None] * frame
+
+
+def relative(a, b):
+    """‖a - b‖ / ‖b‖."""
+    return float(((a - b).norm() / b.norm()).detach())
+
+
+def trained(f, x, steps=3):
+    """f after a few steps on a loss that knows nothing of the group: weights and BatchNorm statistics have moved."""
+    before = [p.detach().clone() for p in f.parameters()]
+    optimizer = torch.optim.SGD(f.parameters(), lr=0.1)
+    f.train()
+    target = torch.randn_like(f(x).detach())
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (f(x) - target).pow(2).mean().backward()
+        optimizer.step()
+    assert all((a != b).any() for a, b in zip(before, f.parameters())), "a weight did not move"
+    return f.eval()

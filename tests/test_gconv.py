@@ -1,0 +1,242 @@
+"""The basis, and the group convolution against naive loops, plain convolutions and the equation it claims."""
+import copy
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import blobs, relative
+
+from gconv import GConv, PointwiseGConv, hermite_gaussian, jets, lift, support, turn, unlift
+from groups import SCALES, Rotation, RotationScale, Scale, Translation
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+# ---------------------------------------------------------------- basis
+def test_supports_are_sesns():
+    assert [support(7, s, 1.75) for s in SCALES] == [5, 5, 5, 7, 7, 7]
+    assert [support(11, s, 1.75) for s in SCALES] == [7, 7, 9, 9, 11, 11]
+    assert support(7, 1.0, 1.0) == 7
+
+
+def test_basis_against_the_formula():
+    """b_n(u) ∝ He_n(u/s)·exp(-u²/2s²)/s, with He by its recurrence; unit norm at the smallest scale, kept at the others."""
+    scales = (1.0, 1.5)
+    for s, basis in zip(scales, hermite_gaussian(7, 4, scales)):
+        u = np.arange(-(basis.shape[1] // 2), basis.shape[1] // 2 + 1) / s
+        he = [np.ones_like(u), u]
+        for n in range(1, 3):
+            he.append(u * he[n] - n * he[n - 1])
+        raw = np.stack(he) * np.exp(-u ** 2 / 2) / s
+        u1 = np.arange(-2, 3)  # support(7, 1.0, 1.5) = 5
+        he1 = [np.ones_like(u1) * 1.0, u1 * 1.0, u1 ** 2 - 1.0, u1 ** 3 - 3.0 * u1]
+        norm = np.linalg.norm(np.stack(he1) * np.exp(-u1 ** 2 / 2), axis=1, keepdims=True)
+        np.testing.assert_allclose(basis.numpy(), raw / norm, atol=1e-13)
+
+
+def test_basis_functions_are_independent_and_have_parity():
+    for b in hermite_gaussian(11, 11):
+        assert torch.linalg.matrix_rank(b) == 11  # effective 11 on 11 pixels: every kernel is within reach
+        sign = (-1.0) ** torch.arange(11)[:, None]
+        assert torch.allclose(b.flip(1), sign * b, atol=1e-13)
+
+
+def test_turned_coefficients_are_turned_kernels():
+    w, b = torch.randn(2, 3, 5, 5), hermite_gaussian(7, 5)[0]
+    kernel = lambda w: torch.einsum("oiab,ak,bl->oikl", w, b, b)
+    for r in range(4):
+        assert torch.allclose(kernel(turn(w, r)), kernel(w).rot90(r, (-2, -1)), atol=1e-13)
+    assert torch.equal(turn(w, 4), w)
+
+
+def test_wrong_sizes_are_refused():
+    for bad in (dict(kernel_size=6), dict(kernel_size=7, effective_size=8), dict(kernel_size=7, rotations=3),
+                dict(kernel_size=7, extent=2), dict(kernel_size=7, scales=(0.0, 1.0))):
+        with pytest.raises(ValueError):
+            GConv(1, 1, **bad)
+    with pytest.raises(ValueError, match="smaller than the kernel"):
+        GConv(1, 1, 7)(torch.zeros(1, 1, 5, 5))
+
+
+# ---------------------------------------------------------------- against oracles
+@pytest.mark.parametrize("e, stride, padding", [(3, 1, 3), (3, 2, 3), (7, 1, 0), (3, 2, 0), (7, 2, 3), (1, 1, 3), (5, 3, 2)])
+def test_trivial_group_is_a_plain_convolution(e, stride, padding):
+    conv = GConv(2, 5, 7, e, stride=stride, padding=padding, bias=True)
+    torch.nn.init.normal_(conv.bias)
+    x = torch.randn(3, 2, 15, 13)
+    b = hermite_gaussian(7, e)[0]
+    kernel = torch.einsum("oiab,ak,bl->oikl", conv.weight[:, 0], b, b)
+    assert torch.allclose(conv(x)[:, :, 0], F.conv2d(x, kernel, conv.bias, stride, padding), atol=1e-12)
+
+
+@pytest.mark.parametrize("e", [3, 7])
+@pytest.mark.parametrize("padding, stride", [(3, 1), (0, 2), (3, 2)])
+def test_every_element_against_kernels_padded_to_the_largest(e, padding, stride):
+    """SESN's way: all kernels zero-padded to 7 × 7, one grouped convolution."""
+    conv = GConv(2, 4, 7, e, scales=SCALES, rotations=4, padding=padding, stride=stride)
+    y = torch.randn(3, 2, conv.order, 13, 13)
+    kernels = [F.pad(k, [(7 - k.shape[-1]) // 2] * 4) for k in map(conv.kernel, range(conv.order))]
+    grouped = F.conv2d(y.transpose(1, 2).flatten(1, 2), torch.cat(kernels), stride=stride, padding=padding, groups=conv.order)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # these sizes are legal
+        assert relative(conv(y), grouped.unflatten(1, (conv.order, 4)).transpose(1, 2)) < 1e-13
+
+
+@pytest.mark.parametrize("scales, rotations", [((1.0,), 4), ((1.0, 1.3, 1.7), 1), ((1.0, 1.5), 4)])
+def test_full_extent_against_a_naive_loop_of_equation_4(scales, rotations):
+    """z(g) = Σ_{k} Σ_i y_i(g·k) ψ_i(k): loops over elements, channels and pixels; nothing shared with gconv but the basis."""
+    order = len(scales) * rotations
+    conv = GConv(2, 3, 5, 3, scales=scales, rotations=rotations, padding=2, extent=order)
+    y = torch.randn(1, 2, order, 6, 6)
+    z = torch.zeros(1, 3, order, 6, 6)
+    group = RotationScale(scales) if rotations == 4 else Scale(scales)
+    for g, k in itertools.product(range(order), range(order)):
+        h = g * 0 + int(group.product(torch.tensor(g), torch.tensor(k))) if len(scales) > 1 else (g + k) % 4
+        if h < 0:
+            continue  # past the last scale
+        b = hermite_gaussian(5, 3, scales)[g // rotations].numpy()
+        size = b.shape[1]
+        for c, i in itertools.product(range(3), range(2)):
+            psi = sum(float(conv.weight[c, k, i, p, q]) * np.outer(b[p], b[q]) for p in range(3) for q in range(3))
+            psi = np.rot90(psi, g % rotations)
+            padded = np.pad(y[0, i, h].numpy(), size // 2)
+            for u, v in itertools.product(range(6), range(6)):
+                z[0, c, g, u, v] += (padded[u:u + size, v:v + size] * psi).sum()
+    assert relative(conv(y), z) < 1e-12
+
+
+def test_pointwise_is_one_matrix_for_all_elements():
+    conv = PointwiseGConv(2, 5, stride=2)
+    y = torch.randn(3, 2, 4, 9, 9)
+    expected = torch.einsum("oi,bigyx->bogyx", conv.weight[:, :, 0, 0], y[..., ::2, ::2])
+    assert torch.allclose(conv(y), expected, atol=1e-12)
+    z = torch.randn(6, 2, 4, 9, 9)
+    g = torch.arange(6) % 4
+    assert relative(conv(Rotation().Gamma(z, g)), Rotation().Gamma(conv(z), g)) < 1e-12
+
+
+def test_jets_are_the_basis_coefficients():
+    y = torch.randn(2, 3, 9, 9)
+    b = hermite_gaussian(7, 3)[0]
+    patches = jets(y, (7, 3, (1.0,)), 0, 2, 3)
+    for p, q in itertools.product(range(3), range(3)):
+        psi = torch.outer(b[p], b[q])[None, None].expand(3, 1, -1, -1)
+        assert torch.allclose(patches[..., p::3, q::3], F.conv2d(y, psi, stride=2, padding=3, groups=3), atol=1e-12)
+
+
+# ---------------------------------------------------------------- equivariance, layer by layer
+@pytest.mark.parametrize("e", [3, 7])
+@pytest.mark.parametrize("size, stride, padding", [(9, 1, 3), (9, 2, 3), (13, 2, 3), (13, 3, 0), (8, 1, 3), (11, 2, 0)])
+@pytest.mark.parametrize("extent", [1, 2, 4])
+def test_rotation_is_exact_on_legal_sizes(e, size, stride, padding, extent):
+    assert (size + 2 * padding - 7) % stride == 0
+    group, g = Rotation(), torch.arange(4)
+    lifting = GConv(2, 3, 7, e, rotations=4, stride=stride, padding=padding)
+    x = torch.randn(4, 2, size, size)
+    assert relative(lifting(group.T(x, g)), group.Gamma(lifting(x), g)) < 1e-12
+    conv = GConv(2, 3, 7, e, rotations=4, stride=stride, padding=padding, extent=extent, bias=True)
+    torch.nn.init.normal_(conv.bias)
+    y = torch.randn(4, 2, 4, size, size)
+    assert relative(conv(group.Gamma(y, g)), group.Gamma(conv(y), g)) < 1e-12
+
+
+@pytest.mark.parametrize("size", [8, 28, 32])
+def test_an_illegal_size_is_wrong_by_order_one_and_says_so(size):
+    conv = GConv(1, 2, 7, 3, rotations=4, stride=2, padding=3)
+    x, g = torch.randn(4, 1, size, size), torch.arange(4)
+    with pytest.warns(UserWarning, match=f"{size - 1} or {size + 1}"):
+        z = conv(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once
+        error = relative(conv(Rotation().T(x, g)), Rotation().Gamma(z, g))
+    assert error > 0.3
+    for good in (size - 1, size + 1):  # what it recommends is right
+        x = torch.randn(4, 1, good, good)
+        assert relative(conv(Rotation().T(x, g)), Rotation().Gamma(conv(x), g)) < 1e-12
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_translation_by_whole_strides_is_exact_away_from_the_border(stride):
+    group = Translation(9, 9, stride=stride)
+    size = 8 * stride + 1
+    conv = GConv(1, 3, 7, 3, stride=stride, padding=3)
+    x = torch.zeros(9, 1, size, size)
+    lo, hi = 2 * stride, size - 2 * stride
+    x[..., lo:hi, lo:hi] = torch.randn(9, 1, hi - lo, hi - lo)
+    g = torch.tensor([dy % 9 * 9 + dx % 9 for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
+    inner = (..., slice(1, -1), slice(1, -1))  # one position of the map: nothing was shifted in there
+    assert relative(conv(group.T(x, g))[inner], group.Gamma(conv(x), g)[inner]) < 1e-12
+
+
+def test_scale_error_is_measured_and_bounded():
+    """f(T_g x)(s) against Γ_g f(x)(s): a filter enlarged by σ, on pixels, only resembles the continuous one.
+
+    Away from the border, on strokes 2.6 … 6.4 px wide, of a lifting layer with the paper's sizes.  The parts, to first
+    order: resampling widens a stroke by at most 3 % a step (test_groups); the basis is cut at its support, where at
+    effective size 3 the largest function b_2 still has |b_2(3.5)|/max|b_2| = 0.03·e/s; orders past 2 are not stable
+    under it, so effective size 11 is much worse, and the test says by how much rather than hide it."""
+    x = blobs(24, 65, margin=12)
+    scale = Scale()
+    g = torch.arange(24) % 5 + 1
+    measured = {}
+    for k, e in ((7, 3), (11, 3), (11, 11)):
+        conv = GConv(1, 8, k, e, scales=SCALES, padding=k // 2)
+        left, right = conv(scale.T(x, g)), scale.Gamma(conv(x), g)
+        measured[k, e] = relative(left[:, :, 0], right[:, :, 0])
+    print({key: round(value, 3) for key, value in measured.items()})
+    assert measured[7, 3] < 0.25 and measured[11, 3] < 0.25 and measured[11, 11] < 0.6
+
+
+# ---------------------------------------------------------------- sampled elements, dtype, state
+@pytest.mark.parametrize("scales, rotations", [(SCALES, 1), ((1.0,), 4), ((1.0, 1.5), 4)])
+def test_sampled_elements_are_those_of_the_full_map(scales, rotations):
+    """Exactly the same fibers, and the same gradients of a loss that looks at no others."""
+    order = len(scales) * rotations
+    group = dict(scales=scales, rotations=rotations)
+    a, b = GConv(2, 3, 7, 7, padding=3, **group), GConv(3, 4, 7, 3, padding=3, stride=2, **group)
+    x = torch.randn(6, 2, 9, 9)
+    elements = torch.randint(order, (6, 3))
+    target = torch.randn(6, 4, 3, 5, 5)
+    y, counts, back = lift(x, elements, order)
+    sampled = unlift(b(a(y, counts), counts), back, 3)
+    full = b(a(x)).transpose(1, 2)[torch.arange(6)[:, None], elements].transpose(1, 2)
+    assert relative(sampled, full) < 1e-12
+    grads = [torch.autograd.grad((z * target).sum(), [a.weight, b.weight]) for z in (sampled, full)]
+    assert all(relative(p, q) < 1e-12 for p, q in zip(*grads))
+
+
+def test_extent_needs_all_elements():
+    conv = GConv(1, 1, 3, rotations=4, padding=1, extent=2)
+    with pytest.raises(ValueError, match="needs all"):
+        conv(torch.zeros(3, 1, 5, 5), [1, 2, 0, 0])
+
+
+def test_kept_kernels_follow_the_weights_and_stay_out_of_the_state():
+    conv = GConv(1, 2, 7, 7, rotations=4, padding=3).eval()
+    keys = set(conv.state_dict())
+    x = torch.randn(1, 1, 9, 9)
+    with torch.no_grad():
+        before = conv(x)
+        assert conv(x) is not before and torch.equal(conv(x), before)
+        assert conv.filters()[0] is conv.filters()[0]  # kept
+        assert set(conv.state_dict()) == keys == {"weight"}
+        other = copy.deepcopy(conv)
+        torch.nn.init.normal_(other.weight)
+        conv.load_state_dict(other.state_dict())  # new weights, in evaluation mode
+        assert torch.equal(conv(x), other(x)) and not torch.equal(conv(x), before)
+    conv(x).sum().backward()
+    assert conv.weight.grad is not None
+
+
+def test_bfloat16_is_near_float32():
+    """bf16 keeps 8 bits: products carry 2⁻⁹ relative error each, and sums of independent ones stay near that."""
+    torch.set_default_dtype(torch.float32)
+    conv = GConv(4, 8, 7, 3, scales=SCALES, padding=3)
+    y = torch.randn(2, 4, 6, 13, 13)
+    with torch.autocast("cpu", torch.bfloat16):
+        z = conv(y)
+    assert z.dtype == torch.bfloat16
+    assert relative(z.float(), conv(y)) < 4 * 2 ** -8
