@@ -10,16 +10,20 @@ Needs two siblings: gconv.py, and groups.py (for the list of scales).
 
 Every backbone is called as f(x, elements=None): images (B, C_in, H, W) and, if only some elements of the
 lifted axis are wanted, their numbers (B, n).  It returns z (B, C, G, H', W'), or n in the place of G.
-Attributes: `order` = G, `channels` = C, `partial` = whether asking for fewer elements costs less.
+Attributes: `order` = G, `channels` = C, `stride` = pixels between two positions of z, `partial` = whether fewer
+elements cost less.
 
 Input sizes (see README, "What is exact"): MNIST 29 px, CIFAR-10 and Tiny ImageNet 31 px.  With these every
 stride lands alike on the image and on the turned image, and z has the shapes that the paper states.
 """
+import math
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gconv import GConv, PointwiseGConv, jets, lift, unlift
+from gconv import GConv, PointwiseGConv, lift, unlift
 from groups import SCALES
 
 
@@ -50,7 +54,7 @@ class MNISTNet(nn.Module):
             GConv(c1, c2, 7, 3, stride=2, padding=3, extent=extent, **group),
             GConv(c2, c3, 7, 3, stride=2, padding=3, extent=extent, **group)])
         self.norms = nn.ModuleList([nn.BatchNorm2d(c) for c in (c1, c2, c3)])
-        self.order, self.channels, self.partial = len(scales) * rotations, c3, extent == 1
+        self.order, self.channels, self.stride, self.partial = len(scales) * rotations, c3, 4, extent == 1
 
     def forward(self, x, elements=None):
         y, counts, back = lift(self.normalise(x), elements, self.order)  # (N, C_in, 29, 29), N = B·n
@@ -100,7 +104,7 @@ class ResNet20(nn.Module):
             for b in range(blocks):
                 self.blocks.append(BasicBlock(c, c_out, stride if b == 0 else 1, extent, **group))
                 c = c_out
-        self.order, self.channels, self.partial = len(scales) * rotations, c, extent == 1
+        self.order, self.channels, self.stride, self.partial = len(scales) * rotations, c, math.prod(strides), extent == 1
 
     def forward(self, x, elements=None):
         y, counts, back = lift(self.normalise(x), elements, self.order)  # (N, C_in, 31, 31), N = B·n
@@ -115,7 +119,7 @@ class ResNet20(nn.Module):
 class MLP(nn.Module):
     """Fully connected 784, 1024, 2048, read as 16 'fibers' of 128: z (B, 128, 16, 1, 1).  No group acts on it."""
 
-    partial, order, channels = False, 16, 128
+    partial, order, channels, stride = False, 16, 128, 1
 
     def __init__(self, pixels, normalise=nn.Identity()):
         super().__init__()
@@ -145,7 +149,7 @@ class CNN(nn.Module):
             for name, child in module.named_children():
                 if isinstance(child, GConv):
                     setattr(module, name, plain_conv(child))
-        self.channels = self.net.channels // 6
+        self.channels, self.stride = self.net.channels // 6, self.net.stride
 
     def forward(self, x, elements=None):
         z = self.net(x)[:, :, 0].unflatten(1, (6, self.channels)).transpose(1, 2)  # (B, C, 6, H', W')
@@ -189,45 +193,40 @@ class Head(nn.Sequential):
 class MNISTClassifier(nn.Module):
     """One more group convolution (7, effective 3, stride 2, unpadded), the maximum over the group, a linear layer.
 
-    Two halves, so that a probe can run the half that has nothing to learn once: `fixed` filters with the basis,
-    `forward` learns from there.  z (B, C, G, 8, 8) → logits (B, classes).  Where z has no space left to convolve
-    (the MLP) there is only the maximum and the linear layer."""
+    Detached, only the linear layer learns ("a detached linear classifier") and the convolution keeps its random
+    weights; attached (supervised), both learn.  This reading gives the paper's frozen accuracies, see README.
+    Where z has no space left to convolve (the MLP) there is only the maximum and the linear layer."""
 
     def __init__(self, c, classes, scales=(1.0,), rotations=1, positions=8):
         super().__init__()
         self.conv = GConv(c, c, 7, 3, scales=scales, rotations=rotations, stride=2) if positions >= 7 else None
         self.linear = nn.Linear(c, classes)
 
-    def fixed(self, z):
-        """z (B, C, G, 8, 8) → the 3 × 3 Hermite coefficients of its one output position, (B, G, C, 3, 3)."""
-        if self.conv is None:
-            return z.amax(2).flatten(1)  # (B, C)
-        conv, scales = self.conv, len(self.conv.scales)
-        elements = range(z.shape[2])  # an emulated axis (Table 2) has more elements than this conv: all at scale 1
-        return torch.stack([jets(z[:, :, g], conv.basis_key, g // conv.rotations if scales > 1 else 0, 2, 0)
-                            for g in elements], 1)  # (B, G, C, 3, 3)
+    def features(self, z):
+        """z (B, C, G, 8, 8) → (B, C), what the linear layer sees."""
+        if self.conv is not None:
+            with warnings.catch_warnings():  # 8 - 7 is odd, so the paper's own layer is not exactly invariant to turns
+                warnings.simplefilter("ignore")
+                z = self.conv(z)  # (B, C, G, 1, 1)
+        return z.amax(2).flatten(1)
 
-    def forward(self, fixed):
-        if self.conv is None:
-            return self.linear(fixed)
-        rotations = [self.conv.coefficients(r).flatten(1) for r in range(self.conv.rotations)]  # (C, 9·C) each
-        w = torch.stack([rotations[g % len(rotations)] for g in range(fixed.shape[1])])  # (G, C, 9·C)
-        z = torch.einsum("bgi,goi->bgo", fixed.flatten(2), w)  # (B, G, C)
-        return self.linear(z.amax(1))  # (B, classes)
+    def forward(self, z):
+        return self.linear(self.features(z))  # (B, classes)
 
 
 class ResNetClassifier(nn.Module):
-    """The maximum over the group (`fixed`), BatchNorm, ReLU, average over space, a linear layer."""
+    """The maximum over the group, BatchNorm, ReLU, the average over space, a linear layer."""
 
     def __init__(self, c, classes):
         super().__init__()
         self.norm, self.linear = nn.BatchNorm2d(c), nn.Linear(c, classes)
 
-    def fixed(self, z):
-        return z.amax(2)  # (B, C, H', W')
+    def features(self, z):
+        """z (B, C, G, H', W') → (B, C), what the linear layer sees."""
+        return F.relu(self.norm(z.amax(2))).mean((-2, -1))
 
-    def forward(self, fixed):
-        return self.linear(F.relu(self.norm(fixed)).mean((-2, -1)))  # (B, classes)
+    def forward(self, z):
+        return self.linear(self.features(z))  # (B, classes)
 
 
 # ---------------------------------------------------------------- one network for each question
@@ -251,7 +250,7 @@ def build(kind, group, backbone="equivariant", width=1.0, classes=10, size=29, c
     else:
         raise ValueError("the backbone 'cnn' emulates six scales: it goes with --group scale")
     if backbone != "equivariant":
-        axis = {}  # the emulated axis has no scales or turns for the classifier to follow
+        axis = dict(scales=(1.0,) * f.order)  # an emulated axis: its elements are all treated alike
     if kind == "mnist" or backbone == "mlp":
         h = Head(base_size * f.channels, [scaled(128, width)] * 3)
         classifier = MNISTClassifier(f.channels, classes, positions=1 if backbone == "mlp" else 8, **axis)

@@ -192,7 +192,8 @@ class GConv(nn.Module):
     def kernel(self, g):
         """W·B, the kernel at element g in pixels: (C_out, n·C_in, k_s, k_s)."""
         b = hermite_gaussian(*self.basis_key)[g // self.rotations].to(self.weight)  # (e, k_s)
-        return torch.einsum("oiab,ak,bl->oikl", self.coefficients(g), b, b)
+        with torch.autocast(b.device.type, enabled=False):  # one rounding, at the convolution
+            return torch.einsum("oiab,ak,bl->oikl", self.coefficients(g), b, b)
 
     def filters(self):
         """Per element what the two forms convolve with; kept while nothing is learned, never saved."""

@@ -1,18 +1,21 @@
 """The losses: A-SSL (Eq. 2) and H-SSL (Eq. 3) are one InfoNCE whose two arguments are filled in two ways.
 
-Needs one sibling: groups.py (for `fibers` and `bundle`).
+Needs one sibling: groups.py.
 
     A-SSL draws two T_g, and shares one base space:   h(f(T_g1 x)(g0))   against  h(f(T_g2 x)(g0))
     H-SSL draws no T_g, and moves the base space:     h(f(x)(g1⁻¹·g0))   against  h(f(x)(g2⁻¹·g0))
 
 If f is equivariant the two are the same numbers, since f(T_g x)(g0) = Γ_g f(x)(g0) = f(x)(g⁻¹·g0).
 
-Under torchrun every rank holds a part of the batch; negatives come from all ranks, with gradient.
+`Draws` draws g0, g1 and g2 as Appendix B says.  Under torchrun every rank holds a part of the batch; negatives come from all ranks, with gradient.
 """
+import math
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+import groups
 from groups import bundle, fibers
 
 
@@ -119,3 +122,73 @@ def equivariance_error(f, x, group, g, g0):
     left = bundles(f, group.T(x, g), g0[:, None], group)  # (1, B, |g0|·C)
     right = bundles(f, x, group.shift_base(g, g0)[:, None], group)  # (1, B, |g0|·C)
     return float((left - right).norm() / right.norm())
+
+
+# ---------------------------------------------------------------- what is drawn, and what shows how it goes
+class Draws:
+    """g0, g1, g2 for whole batches, as Appendix B draws them.
+
+    A-SSL: T_g1 and T_g2 uniform among the augmentations (translation: up to ±20 % of the size), one place for g0,
+    shared by both views.  H-SSL: g1 and g2 uniform among the places that g0 has, at most max_distance apart.
+
+    loss "assl" | "hssl"; group "trans" | "rot" | "scale" | "rotscale"; structured: whether the group acts on z, or z
+    only has `order` numbered elements (Table 2); size: H of the images; positions, stride: H' of z and the pixels
+    between two positions; base_size: |g0|.
+    Attributes: images, map (the group as it acts on x and on z), g0.  Raises ValueError as `groups.pairs` does."""
+
+    def __init__(self, loss, group, structured, order, size, positions, stride, base_size=1, max_distance=None, distance="euclidean"):
+        self.loss, self.structured = loss, structured
+        self.images = {"trans": lambda: groups.Translation(size, size), "rot": groups.Rotation,
+                       "scale": groups.Scale, "rotscale": groups.RotationScale}[group]()
+        self.map = self.images
+        if not structured:
+            self.map = groups.Scale(tuple(1.0 + i for i in range(order)))  # numbers, and no more
+        elif group == "trans":
+            self.map = groups.Translation(positions, positions, stride)
+        self.g0 = self.map.base_space(base_size)  # (|g0|,)
+        self.places, self.allowed = groups.pairs(self.map, self.g0, max_distance, distance)
+        self.augmentations = torch.arange(self.images.order)  # (|G|,)
+        if group == "trans":
+            dy, dx = self.images.signed(self.augmentations)
+            self.augmentations = self.augmentations[torch.maximum(dy.abs(), dx.abs()) <= int(0.2 * size)]
+
+    def __call__(self, batch, generator=None):
+        """→ g0 (B, |g0|), g1 (B,), g2 (B,) long, on the CPU."""
+        if self.loss == "hssl":
+            return self.g0.expand(batch, -1), *groups.sample(self.places, self.allowed, batch, generator)
+        pick = lambda elements: elements[torch.randint(len(elements), (batch,), generator=generator)]  # (B,)
+        return self.map.shift_base(pick(self.places), self.g0), pick(self.augmentations), pick(self.augmentations)
+
+    def equivariance(self, f, x):
+        """`equivariance_error` of f on images x, one step of the group, where nothing else interferes: translation
+        at the centre of the map.  None if z has no structure.  Leaves f in training mode."""
+        if not self.structured:
+            return None
+        centre = self.map.height // 2 * (self.map.width + 1) if self.map.spatial else 0
+        step = self.map.width if self.map.spatial else 1
+        g, g0 = (torch.full(shape, value, device=x.device) for shape, value in (((len(x),), step), ((1,), centre)))
+        f.eval()
+        error = equivariance_error(f, x, self.map, g, g0)
+        f.train()
+        return error
+
+
+def chance(n, denominator="paper"):
+    """InfoNCE when every similarity is alike, N examples: the log of the number of terms below the fraction line."""
+    return math.log(4 * (n - 1) if denominator == "paper" else 2 * n - 1)
+
+
+@torch.no_grad()
+def diagnostics(y1, y2):
+    """What shows a collapse, of one process's views (B, D), as floats.
+
+    positive_similarity, negative_similarity: mean cosine.  positive_rank: the share of other images that are nearer
+    than the positive, 0 best, 0.5 chance.  spread: the standard deviation of normalised y over the batch times √D,
+    1 on an evenly filled sphere, 0 collapsed."""
+    y1, y2 = F.normalize(y1.float(), dim=1), F.normalize(y2.float(), dim=1)  # (B, D)
+    similarity = y1 @ y2.T  # (B, B)
+    positive, others = similarity.diagonal(), max(1, len(y1) * (len(y1) - 1))  # (B,)
+    return dict(positive_similarity=float(positive.mean()),
+                negative_similarity=float((similarity.sum() - positive.sum()) / others),
+                positive_rank=float((similarity > positive[:, None]).sum() / others),
+                spread=float(y1.std(0).mean() * y1.shape[1] ** 0.5))

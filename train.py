@@ -30,10 +30,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 import backbones
 import data
-import groups
 import losses
 import probe
 
@@ -133,9 +133,7 @@ def setup(args):
         good = torch.cuda.is_bf16_supported()
     else:
         good = any(torch.cpu.get_capabilities().get(k) for k in ("avx512_bf16", "amx_bf16"))
-        with contextlib.suppress(AttributeError, OSError):  # glibc: keep freed memory, or every step pays for page faults
-            libc = ctypes.CDLL(None)
-            libc.mallopt(-4, 0), libc.mallopt(-1, 2 ** 31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
+        keep_freed_memory()
     where.dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16,
                    "auto": torch.bfloat16 if good else torch.float16 if cuda else None}[args.amp]
     if where.world > 1:
@@ -144,6 +142,13 @@ def setup(args):
             raise UsageError(f"--batch-size {args.batch_size} does not divide among {where.world} processes: take {near}")
         dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=30))
     return where
+
+
+def keep_freed_memory():
+    """Have glibc keep what large tensors free; else every step gives it back and pays for page faults again."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library: leave it
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0), libc.mallopt(-1, 2 ** 31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -246,54 +251,20 @@ def learning_rate(step, steps, warmup, peak):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-# ---------------------------------------------------------------- what is drawn, and what is learned
-class Draws:
-    """g0, g1, g2 for A-SSL and H-SSL: the two groups (of images, of the map) and which of their elements meet."""
-
-    def __init__(self, args, f, size):
-        self.args, self.hssl = args, args.loss == "hssl"
-        positions = f(torch.zeros(2, f_channels(f), size, size)).shape[-1]  # H' of z
-        self.images = {"trans": groups.Translation(size, size), "rot": groups.Rotation(),
-                       "scale": groups.Scale(), "rotscale": groups.RotationScale()}[args.group]
-        if args.backbone != "equivariant":  # an emulated axis: its elements are only numbered
-            self.map = groups.Scale(tuple(1.0 + i for i in range(f.order)))
-        else:
-            stride = max(1, size // positions)
-            self.map = groups.Translation(positions, positions, stride) if args.group == "trans" else self.images
-        self.g0 = self.map.base_space(args.base_size)  # (|g0|,)
-        self.places, self.allowed = groups.pairs(self.map, self.g0, args.max_distance, args.distance)
-        self.augmentations = torch.arange(self.images.order)
-        if args.group == "trans":  # up to ±20 % of the size (Appendix B)
-            dy, dx = self.images.signed(self.augmentations)
-            self.augmentations = self.augmentations[torch.maximum(dy.abs(), dx.abs()) <= int(0.2 * size)]
-
-    def __call__(self, batch, generator):
-        """→ g0 (B, |g0|), g1 (B,), g2 (B,) for a whole batch."""
-        if self.hssl:
-            return self.g0.expand(batch, -1), *groups.sample(self.places, self.allowed, batch, generator)
-        where = self.places[torch.randint(len(self.places), (batch,), generator=generator)]  # (B,) one place for both views
-        g1, g2 = (self.augmentations[torch.randint(len(self.augmentations), (batch,), generator=generator)] for _ in range(2))
-        return self.map.shift_base(where, self.g0), g1, g2
-
-
-def f_channels(f):
-    """C_in of a backbone, from its normalisation."""
-    return next(f.buffers()).shape[0]
-
-
+# ---------------------------------------------------------------- what is learned
 class Objective(nn.Module):
-    """What one process does to its share of a batch: images and draws → (loss, y1, y2)."""
+    """What one process does to its share of a batch: images, labels and draws → (loss, y1, y2)."""
 
     def __init__(self, args, f, h, classifier, draws):
         super().__init__()
-        self.f, self.args, self.draws = f, args, draws
-        self.h = None if args.loss == "supervised" else h
-        self.classifier = classifier if args.loss == "supervised" else None
+        self.args, self.draws, self.f, self.h, self.classifier = args, draws, f, h, classifier
+        h.requires_grad_(args.loss in ("assl", "hssl"))
+        classifier.requires_grad_(args.loss == "supervised")  # otherwise detached: probe.py trains its linear layer
 
     def forward(self, x, labels, g0, g1, g2):
         args, draws = self.args, self.draws
         if args.loss == "supervised":
-            logits = self.classifier(self.classifier.fixed(self.f(x)))  # (B, classes)
+            logits = self.classifier(self.f(x))  # (B, classes)
             return F.cross_entropy(logits.float(), labels), None, None
         if args.loss == "assl":
             y1, y2 = losses.a_ssl(self.f, self.h, x, draws.images, g0, g1, g2, draws.map)  # (B, D) twice
@@ -302,52 +273,44 @@ class Objective(nn.Module):
         return losses.info_nce(y1, y2, args.tau, args.denominator), y1.detach(), y2.detach()
 
 
-@torch.no_grad()
-def diagnostics(y1, y2):
-    """What shows a collapse: similarity of positives and negatives, the positive's rank, the spread of y.
-
-    spread is the standard deviation of normalised y over the batch times √D: 1 on a sphere filled evenly, 0 collapsed.
-    positive_rank: the share of the batch's other images that are nearer than the positive (0 best, 0.5 chance)."""
-    y1, y2 = F.normalize(y1.float(), dim=1), F.normalize(y2.float(), dim=1)  # (B, D)
-    similarity = y1 @ y2.T  # (B, B)
-    positive = similarity.diagonal()  # (B,)
-    n = len(y1)
-    return dict(positive_similarity=float(positive.mean()),
-                negative_similarity=float((similarity.sum() - positive.sum()) / max(1, n * (n - 1))),
-                positive_rank=float((similarity > positive[:, None]).sum() / max(1, n * (n - 1))),
-                spread=float(y1.std(0).mean() * y1.shape[1] ** 0.5))
-
-
 # ---------------------------------------------------------------- the run folder
-def save(path, state):
-    """Write a checkpoint so that a good one is there at every moment: write, fsync, keep the last, rename."""
-    torch.save(state, path + ".tmp")
-    with open(path + ".tmp", "rb") as file:
-        os.fsync(file.fileno())
+def save(path, args, run, model, optimizer, scaler):
+    """Write a checkpoint so that a whole one is there at every moment: write, fsync, keep the last, rename."""
+    try:
+        with open(path + ".tmp", "wb") as file:
+            torch.save(dict(args=config_of(args), step=run.step, seconds=run.seconds, model=model.state_dict(),
+                            optimizer=optimizer.state_dict(), scaler=scaler.state_dict()), file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"can't write {path} ({str(error).splitlines()[0]}): the last checkpoint is kept; make room, "
+                         "then --resume") from None
     if os.path.exists(path):
         os.replace(path, path + ".previous")
     os.replace(path + ".tmp", path)
 
 
-def load(path, args):
-    """The newest checkpoint that is whole and of this configuration; None if there is none yet.  Raises UsageError."""
-    refused = []
+def resume(args, run, model, optimizer, scaler):
+    """Go on from the newest checkpoint that is whole; from the start if there is none.  Raises UsageError."""
+    path, refused = os.path.join(args.out, "checkpoint.pt"), []
     for candidate in (path, path + ".previous"):
         if not os.path.exists(candidate):
             continue
         try:
             state = torch.load(candidate, map_location="cpu", weights_only=True)
-            if not (isinstance(state, dict) and {"args", "step", "model", "optimizer", "scaler"} <= set(state)):
-                raise ValueError("not a checkpoint of train.py")
-        except Exception as error:  # torn, truncated, foreign or hostile: torch names many kinds
-            refused.append(f"{candidate} ({type(error).__name__})")
-            continue
-        if refused and int(os.environ.get("RANK", 0)) == 0:
-            print(f"warning: refused {refused[0]}, going on from {candidate}", file=sys.stderr)
-        return state
+            if state["args"] != config_of(args):
+                raise ValueError("another run's")
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            scaler.load_state_dict(state["scaler"])
+            run.step, run.seconds = int(state["step"]), float(state["seconds"])
+            if refused and int(os.environ.get("RANK", 0)) == 0:
+                print(f"warning: refused {refused[0]}; going on from {candidate}, step {run.step}", file=sys.stderr)
+            return
+        except Exception as error:  # torn, truncated, foreign, hostile: torch has many names for it
+            refused.append(f"{candidate} ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})")
     if refused:
-        raise UsageError(f"can't resume: refused {' and '.join(refused)}; nothing was overwritten")
-    return None
+        raise UsageError(f"can't resume: refused {' and '.join(refused)}; nothing was changed, take another --out to start anew")
 
 
 def config_of(args):
@@ -425,9 +388,8 @@ def draw_curves(folder):
 def main(argv=None):
     args = parse(argv)
     where = setup(args)
-    first = where.rank == 0
     images = data.load(args.dataset, args.data_dir, args.train_size, args.seed)
-    n, size = len(images.train_x), images.train_x.shape[-1]
+    n, c_in, size = len(images.train_x), images.train_x.shape[1], images.train_x.shape[-1]
     if args.batch_size > n:
         raise UsageError(f"--batch-size {args.batch_size} is more than the {n} training images: take at most {n}")
 
@@ -436,119 +398,105 @@ def main(argv=None):
     mean, std = data.mean_std(images.train_x)
     try:
         f, h, classifier = backbones.build(images.kind, args.group, args.backbone, args.width, images.classes,
-                                           size, images.train_x.shape[1], mean, std, args.base_size)
-        with torch.random.fork_rng(), torch.no_grad():
-            draws = Draws(args, f.eval(), size)
+                                           size, c_in, mean, std, args.base_size)
+        with torch.no_grad():
+            positions = f.eval()(torch.zeros(1, c_in, size, size)).shape[-1]  # H' of z
+        draws = losses.Draws(args.loss, args.group, args.backbone == "equivariant", f.order, size, positions, f.stride,
+                             args.base_size, args.max_distance, args.distance)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    f.train()
-    if first:
-        open_folder(args)
-    model = Objective(args, f, h, classifier, draws).to(where.device)
+    model = Objective(args, f.train(), h, classifier, draws).to(where.device)
     if where.world > 1:
         model = synchronise(model)
-    optimizer = LARS(model.parameters(), weight_decay=args.weight_decay)
+    optimizer = LARS((p for p in model.parameters() if p.requires_grad), weight_decay=args.weight_decay)
     scaler = torch.amp.GradScaler(where.device.type, enabled=where.dtype == torch.float16)
 
     # how long, and from where
-    per_epoch = n // args.batch_size  # what doesn't fill a batch waits for the next epoch's shuffle
-    steps, warmup = args.epochs * per_epoch, round(args.warmup_epochs * per_epoch)
-    peak = args.lr * args.batch_size / 256
-    checkpoint, step, seconds = os.path.join(args.out, "checkpoint.pt"), 0, 0.0
-    state = load(checkpoint, args) if args.resume else None
-    if state:
-        try:
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            scaler.load_state_dict(state["scaler"])
-            step, seconds = state["step"], state["seconds"]
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise UsageError(f"can't resume: {checkpoint} is of another network ({str(error).splitlines()[0]})") from None
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False) if where.world > 1 and steps else model
-    if first:
+    run = argparse.Namespace(step=0, seconds=0.0, per_epoch=n // args.batch_size)  # what fills no batch waits a shuffle
+    run.steps, run.warmup = args.epochs * run.per_epoch, round(args.warmup_epochs * run.per_epoch)
+    run.peak = args.lr * args.batch_size / 256
+    agree(lambda: open_folder(args), where)
+    if args.resume:
+        resume(args, run, model, optimizer, scaler)
+    if where.rank == 0:
         print(f"{args.loss} on {args.dataset}: {n:,} images of {size} px, group {args.group}, backbone {args.backbone}, "
               f"{sum(p.numel() for p in f.parameters()):,} parameters; batch {args.batch_size} over {where.world} "
-              f"process{'es' * (where.world > 1)}, learning rate {peak:.3g}, {steps} steps, "
+              f"process{'es' * (where.world > 1)}, learning rate {run.peak:.3g}, {run.steps} steps, "
               f"{str(where.dtype).split('.')[-1] if where.dtype else 'float32'} on {where.device.type}", flush=True)
 
-    seconds = train(args, where, images, wrapped, model, optimizer, scaler, checkpoint, step, seconds, steps, per_epoch, warmup, peak)
-    if first:  # the detached classifier, on frozen features
+    train(args, where, run, images, model, optimizer, scaler)
+
+    if where.rank == 0:  # the detached classifier, on frozen features
         result = probe.evaluate(f, classifier, images, where.device, where.dtype, args.seed, quiet=False)
-        write_json(os.path.join(args.out, "result.json"), dict(
-            result, dataset=args.dataset, group=args.group, loss=args.loss, backbone=args.backbone, epochs=args.epochs,
-            seed=args.seed, parameters=sum(p.numel() for p in f.parameters()), train_seconds=round(seconds, 2),
-            images_per_second=round(steps * args.batch_size / seconds, 1) if seconds else None,
-            processes=where.world, code=code_version()))
-        print(f"top-1 {result['top1']:.2f} %   kNN {result['knn']:.2f} %   trained {seconds:.0f} s   {args.out}", flush=True)
+        result |= dict(dataset=args.dataset, group=args.group, loss=args.loss, backbone=args.backbone, epochs=args.epochs,
+                       seed=args.seed, parameters=sum(p.numel() for p in f.parameters()),
+                       train_seconds=round(run.seconds, 2), processes=where.world, code=code_version(),
+                       images_per_second=round(run.steps * args.batch_size / run.seconds, 1) if run.seconds else None)
+        write_json(os.path.join(args.out, "result.json"), result)
+        print(f"top-1 {result['top1']:.2f} %   kNN {result['knn']:.2f} %   trained {run.seconds:.0f} s   {args.out}", flush=True)
     if where.world > 1:
         dist.barrier()
         dist.destroy_process_group()
 
 
-def train(args, where, images, wrapped, model, optimizer, scaler, checkpoint, step, seconds, steps, per_epoch, warmup, peak):
-    """The loop.  Returns the seconds spent in it, earlier parts of a resumed run included."""
-    first, share = where.rank == 0, args.batch_size // where.world
-    mine = slice(where.rank * share, (where.rank + 1) * share)
+def train(args, where, run, images, model, optimizer, scaler):
+    """The loop, from run.step to run.steps; adds the time it took to run.seconds."""
+    first, checkpoint = where.rank == 0, os.path.join(args.out, "checkpoint.pt")
     x_all, y_all = images.train_x.to(where.device), images.train_y.to(where.device)
-    log = open_log(args, step) if first else None
-    bar = progress(steps, step, first)
-    stopping = catch_signals()
-    drawn = saved = started = time.time()
-    lasted = seconds
+    share = args.batch_size // where.world
+    mine = slice(where.rank * share, (where.rank + 1) * share)
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False) if where.world > 1 and run.steps else model
+    log, bar = (open_log(args, run.step), progress(run)) if first else (None, None)
+    asked, before, epoch = catch_signals(), run.seconds, None
+    started = saved = time.time()
 
-    def state(step):
-        return dict(args=config_of(args), step=step, seconds=seconds, model=model.state_dict(),
-                    optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
-
-    while step < steps:
-        epoch, batch = divmod(step, per_epoch)
-        if batch == 0 or step == 0 or "order" not in locals():
+    while run.step < run.steps:
+        if run.step // run.per_epoch != epoch:
+            epoch = run.step // run.per_epoch
             order = torch.randperm(len(x_all), generator=seeded(args.seed, epoch, 1))  # (N,)
-        index = order[batch * args.batch_size:(batch + 1) * args.batch_size][mine].to(where.device)  # (B,)
-        drawn_g = [g[mine].to(where.device) for g in model.draws(args.batch_size, seeded(args.seed, step, 2))]
-        x = x_all[index].float() / 255  # (B, C_in, H, W) raw intensities
+        batch = order[run.step % run.per_epoch * args.batch_size:][:args.batch_size][mine].to(where.device)  # (B,)
+        drawn = [g[mine].to(where.device) for g in model.draws(args.batch_size, seeded(args.seed, run.step, 2))]
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, warmup, peak)
+            group["lr"] = learning_rate(run.step, run.steps, run.warmup, run.peak)
 
         with torch.autocast(where.device.type, where.dtype, enabled=where.dtype is not None):
-            loss, y1, y2 = wrapped(x, y_all[index], *drawn_g)
-        if not all_finite(loss, where):
-            raise UsageError(f"the loss is not finite at step {step} (epoch {epoch}): the last good checkpoint is kept; "
-                             "take a smaller --lr, a longer --warmup-epochs, or --amp off")
+            loss, y1, y2 = wrapped(x_all[batch].float() / 255, y_all[batch], *drawn)  # x: raw intensities in 0 … 1
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
+        if any_rank(not finite(loss, model, scaler), where):
+            raise UsageError(f"loss or gradient is not finite at step {run.step} (epoch {epoch}); the last checkpoint is "
+                             "kept: take a smaller --lr, more --warmup-epochs, or --amp off")
         scaler.step(optimizer)
         scaler.update()
-        step += 1
-        seconds = lasted + time.time() - started
+        run.step += 1
+        run.seconds = before + time.time() - started
+        stop, last = any_rank(asked["signal"], where), run.step == run.steps
 
-        stop = any_rank(stopping["signal"], where)
         if first:
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             bar.update()
-            if step % max(1, min(per_epoch, 50)) == 0 or step == steps or stop:
-                line = dict(step=step, epoch=round(step / per_epoch, 3), loss=loss.item(), lr=optimizer.param_groups[0]["lr"],
-                            seconds=round(seconds, 2), images_per_second=round((step * args.batch_size) / seconds, 1))
+            if run.step % min(run.per_epoch, 50) == 0 or last or stop:
+                line = dict(step=run.step, epoch=round(run.step / run.per_epoch, 3), loss=loss.item(),
+                            lr=optimizer.param_groups[0]["lr"], seconds=round(run.seconds, 2),
+                            images_per_second=round(run.step * args.batch_size / run.seconds, 1))
                 if y1 is not None:
-                    line |= dict(diagnostics(y1, y2), chance=chance(args), equivariance_error=equivariance(model, x_all))
+                    line |= dict(losses.diagnostics(y1, y2), chance=losses.chance(args.batch_size, args.denominator),
+                                 equivariance_error=model.draws.equivariance(model.f, x_all[:32].float() / 255))
                 log.write(json.dumps(line) + "\n")
                 log.flush()
-        if first and (stop or step == steps or step % per_epoch == 0 or time.time() - saved > 60 * args.checkpoint_minutes):
-            save(checkpoint, state(step))
-            saved = time.time()
-            if saved - drawn > 20 or step == steps or stop:
-                draw_curves(args.out)
-                drawn = time.time()
+            if stop or last or run.step % run.per_epoch == 0 or time.time() - saved > 60 * args.checkpoint_minutes:
+                save(checkpoint, args, run, model, optimizer, scaler)
+                if stop or last or time.time() - saved > 10:
+                    draw_curves(args.out)
+                saved = time.time()
         if stop:
             if first:
-                print(f"stopped at step {step} of {steps}: go on with --resume --out {args.out}", file=sys.stderr)
+                print(f"stopped after step {run.step} of {run.steps}: --resume goes on from there", file=sys.stderr)
             raise SystemExit(128 + stop)
     if first:
         bar.close()
-        log.close()
         if not os.path.exists(checkpoint):
-            save(checkpoint, state(step))
-    return seconds
+            save(checkpoint, args, run, model, optimizer, scaler)  # frozen, or --epochs 0: the weights as drawn
 
 
 # ---------------------------------------------------------------- small parts of the loop
@@ -560,36 +508,29 @@ def seeded(*key):
     return torch.Generator().manual_seed(mixed)
 
 
-def chance(args):
-    """InfoNCE when nothing is learned and every similarity is alike: the log of the number of candidates."""
-    return math.log(4 * (args.batch_size - 1) if args.denominator == "paper" else 2 * args.batch_size - 1)
+def finite(loss, model, scaler):
+    """Whether loss and gradients are numbers (under fp16 the scaler sees to the gradients: it skips such a step)."""
+    grads = [] if scaler.is_enabled() else [p.grad for p in model.parameters() if p.grad is not None]
+    return bool(torch.stack([loss.detach().float(), *(n.float() for n in torch._foreach_norm(grads))]).isfinite().all())
 
 
-def equivariance(model, x_all):
-    """Eq. 1's error on 32 training images at the step's weights, BatchNorm as in evaluation (None without a group)."""
-    draws, f = model.draws, model.f
-    if model.args.backbone != "equivariant":
-        return None
-    f.eval()
-    g0 = draws.map.base_space(1)
-    if model.args.group == "trans":  # the centre, one step down: away from the border
-        g0 = g0 + draws.map.order // 2
-    g = torch.full((32,), min(draws.map.width if model.args.group == "trans" else 1, draws.map.order - 1))
-    x = x_all[:32].float() / 255  # (32, C_in, H, W)
-    error = losses.equivariance_error(f, x, draws.map, g.to(x.device), g0.to(x.device))
-    f.train()
-    return error
-
-
-def all_finite(loss, where):
-    return not any_rank(int(not math.isfinite(loss.item())), where)
+def agree(act, where):
+    """Do on the first process what only it does; if it can't, all of them stop."""
+    problem = None
+    if where.rank == 0:
+        try:
+            act()
+        except UsageError as error:
+            problem = error
+    if any_rank(problem is not None, where):
+        raise problem or UsageError("the first process stopped")
 
 
 def any_rank(flag, where):
-    """The largest of all processes' flags (ints), so that all of them stop at the same step."""
+    """The largest of all processes' flags (ints or bools), so that all of them stop at the same step."""
     if where.world == 1:
         return flag
-    flag = torch.tensor(flag, device=where.device)
+    flag = torch.tensor(int(flag), device=where.device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return int(flag)
 
@@ -622,10 +563,9 @@ def open_log(args, step):
     return open(path, "a")
 
 
-def progress(steps, step, first):
-    """A bar with time left on the first process, silent when nobody watches."""
-    from tqdm import tqdm
-    return tqdm(total=steps, initial=step, unit="step", disable=None if first else True, dynamic_ncols=True)
+def progress(run):
+    """A bar with loss and time left, silent when nobody watches."""
+    return tqdm(total=run.steps, initial=run.step, unit="step", disable=None, dynamic_ncols=True)
 
 
 if __name__ == "__main__":

@@ -231,6 +231,17 @@ def test_kept_kernels_follow_the_weights_and_stay_out_of_the_state():
     assert conv.weight.grad is not None
 
 
+def test_what_is_kept_under_autocast_serves_without_it():
+    torch.set_default_dtype(torch.float32)
+    conv, x = GConv(1, 2, 7, 7, rotations=4, padding=3).eval(), torch.randn(1, 1, 9, 9)
+    with torch.no_grad():
+        before = conv(x)
+        conv.load_state_dict(conv.state_dict())  # what was kept is dropped
+        with torch.autocast("cpu", torch.bfloat16):
+            conv(x)
+        assert torch.equal(conv(x), before)
+
+
 def test_bfloat16_is_near_float32():
     """bf16 keeps 8 bits: products carry 2⁻⁹ relative error each, and sums of independent ones stay near that."""
     torch.set_default_dtype(torch.float32)

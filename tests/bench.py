@@ -1,0 +1,315 @@
+"""How fast, and against what: python tests/bench.py [--json FILE] [--quick] [--only PART ...]
+
+Every row times its competitors interleaved in one process, round after round, and prints the median and the ratio of
+medians, so that what the machine does to one it does to all.  Competitors of a training step (H-SSL, batch in the row):
+
+    ours      train.py's step: sampled fibers, W·(B∗x), channels last, bf16 where the CPU has it
+    usual     the usual way, written here: maps (B, C, G, H, W), one grouped convolution a layer with every kernel padded
+              to the largest support, all |G| elements, float32
+    usual bf16  the same under autocast
+    bare      only the step's convolutions, (W·B)∗x at each element's own support, forward and backward, on the sampled
+              fibers, with nothing around them: the limit of a design that convolves with synthesised kernels
+
+Written for a CPU; on a GPU it would need synchronisation around the clock.
+"""
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import train  # noqa: E402
+from backbones import BasicBlock, Head, MNISTNet, ResNet20  # noqa: E402
+from gconv import GConv, lift  # noqa: E402
+from groups import SCALES, Rotation, RotationScale, Scale, Translation, pairs, sample  # noqa: E402
+from losses import a_ssl, h_ssl, info_nce  # noqa: E402
+
+BF16 = any(torch.cpu.get_capabilities().get(k) for k in ("avx512_bf16", "amx_bf16"))
+AXES = {"trans": {}, "rot": dict(rotations=4), "scale": dict(scales=SCALES), "rotscale": dict(scales=SCALES, rotations=4)}
+
+
+def group_of(name, positions=8):
+    return {"trans": Translation(positions, positions), "rot": Rotation(), "scale": Scale(), "rotscale": RotationScale()}[name]
+
+
+# ---------------------------------------------------------------- the usual way
+class Usual(nn.Module):
+    """A network of ours with every GConv run as one grouped convolution over (B, C, G, H, W), kernels padded alike."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def conv(self, conv, y):
+        b, c, g, height, width = y.shape
+        kernels = [conv.kernel(i) for i in range(g)]
+        kernels = torch.cat([F.pad(k, [(conv.kernel_size - k.shape[-1]) // 2] * 4) for k in kernels])  # (G·C', C, k, k)
+        y = F.conv2d(y.transpose(1, 2).reshape(b, g * c, height, width), kernels, None, conv.stride, conv.padding, groups=g)
+        return y.unflatten(1, (g, -1)).transpose(1, 2)  # (B, C', G, H', W')
+
+    def norm(self, norm, y):
+        return F.relu(F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training, norm.momentum))
+
+    def forward(self, x):
+        f = self.f
+        y = x[:, :, None].expand(-1, -1, f.order, -1, -1)  # (B, C_in, G, H, W)
+        if isinstance(f, MNISTNet):
+            for conv, norm in zip(f.convs, f.norms):
+                y = self.norm(norm, self.conv(conv, y))
+            return y
+        y = self.norm(f.norm, self.conv(f.conv, self.conv(f.lifting, y)))
+        for block in f.blocks:
+            a = self.norm(block.norm1, y)
+            skip = y if block.shortcut is None else block.shortcut(a)
+            y = self.conv(block.conv2, self.norm(block.norm2, self.conv(block.conv1, a))) + skip
+        return y
+
+
+# ---------------------------------------------------------------- what is timed
+def steps_of(f, h, group, batch, size, c_in, loss=h_ssl, base=1, amp=BF16, device="cpu"):
+    """The training step, ours and usual, as functions of nothing."""
+    x = torch.rand(batch, c_in, size, size)
+    elements, allowed = pairs(group, group.base_space(base))
+    g0 = group.base_space(base).expand(batch, -1)
+    optimizer = train.LARS([*f.parameters(), *h.parameters()])
+    usual = Usual(f)
+    usual.partial, usual.order = False, f.order
+
+    def step(f, amp):
+        g1, g2 = sample(elements, allowed, batch)
+        with torch.autocast(device, torch.bfloat16, enabled=amp):
+            value = info_nce(*loss(f, h, x, group, g0, g1, g2))
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+    return {"ours": lambda: step(f, amp), "ours float32": lambda: step(f, False),
+            "usual": lambda: step(usual, False), "usual bf16": lambda: step(usual, True)}
+
+
+def bare(f, fibers, size, c_in, amp=BF16, backward=True):
+    """The convolutions of the network alone, on `fibers` fibers spread evenly over the elements."""
+    dtype = torch.bfloat16 if amp else torch.float32
+    shapes, hooks = [], []
+    for m in f.modules():
+        if isinstance(m, GConv):
+            hooks.append(m.register_forward_hook(lambda m, i, o: shapes.append((m, i[0].shape[-1]))))
+    with torch.no_grad():
+        f.eval()(torch.rand(2, c_in, size, size))
+    f.train()
+    for hook in hooks:
+        hook.remove()
+    work = []
+    for conv, height in shapes:
+        for g in range(conv.order):
+            n = max(1, fibers // conv.order)
+            k = conv.kernel(g).detach().to(dtype).requires_grad_(backward)
+            y = torch.randn(n, height, height, k.shape[1]).to(dtype).permute(0, 3, 1, 2)
+            y = y.as_strided(y.shape, (height * height * k.shape[1], 1, height * k.shape[1], k.shape[1]))
+            pad = conv.padding - (conv.kernel_size - k.shape[-1]) // 2
+            if pad < 0:
+                y, pad = F.pad(y, [pad] * 4), 0
+            y = y.detach().requires_grad_(backward and k.shape[1] > 3)  # an image needs no gradient
+            out = F.conv2d(y, k, stride=conv.stride, padding=pad)
+            work.append((y, k, conv.stride, pad, torch.randn_like(out)))
+
+    def run():
+        for y, k, stride, pad, grad in work:
+            out = F.conv2d(y, k, stride=stride, padding=pad)
+            if backward:
+                torch.autograd.grad(out, [k] + [y] * y.requires_grad, grad)
+    return run
+
+
+def clock(functions, rounds, warm=1):
+    """Median seconds of each function, run in turn, `rounds` times after a warm-up."""
+    times = {name: [] for name in functions}
+    for r in range(rounds + warm):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if r >= warm:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def report(rows, row):
+    rows.append(row)
+    ratio = "".join(f"   {k} {v:.2f}" for k, v in row.get("ratios", {}).items())
+    speed = "".join(f"   {k} {v:,.0f}" for k, v in row["images_per_second"].items())
+    print(f"{row['what']:<44}{speed} images/s{ratio}", flush=True)
+
+
+def versus(times, batch, reference="ours"):
+    return {f"{reference}/{name}": t / times[reference] for name, t in times.items() if name != reference}
+
+
+# ---------------------------------------------------------------- the parts
+def part_steps(rows, quick):
+    """The training step and its competitors."""
+    for name, network, batch, rounds in (("scale", "mnist", 256, 5), ("rot", "mnist", 256, 5), ("trans", "mnist", 256, 5),
+                                         ("scale", "resnet 1/4", 32, 3), ("rot", "resnet 1/4", 32, 3), ("scale", "resnet 1", 32, 2)):
+        if quick and network == "resnet 1":
+            continue
+        if network == "mnist":
+            f, h, size, c_in, positions = MNISTNet(**AXES[name]), Head(128), 29, 1, 8
+        else:
+            width = 0.25 if network.endswith("4") else 1.0
+            f, size, c_in, positions = ResNet20("cifar10", width=width, **AXES[name]), 31, 3, 7
+            h = Head(f.channels, [f.channels, 4 * f.channels, f.channels], norm_input=True)
+        group = group_of(name, positions)
+        functions = steps_of(f, h, group, batch, size, c_in)
+        functions["bare"] = bare(f, 2 * batch if name != "trans" else batch, size, c_in)
+        times = clock(functions, 2 if quick else rounds)
+        report(rows, dict(what=f"step, {network} {name}, batch {batch}", images_per_second={k: batch / t for k, t in times.items()},
+                          ratios=versus(times, batch)))
+
+
+def part_one_pass(rows, quick):
+    """H-SSL's one pass against A-SSL's two, for translation."""
+    f, h, group = MNISTNet(), Head(128), group_of("trans")
+    functions = {"hssl": steps_of(f, h, group, 512, 29, 1)["ours"], "assl": steps_of(f, h, group, 512, 29, 1, a_ssl)["ours"]}
+    times = clock(functions, 3 if quick else 7)
+    report(rows, dict(what="step, mnist trans, batch 512", images_per_second={k: 512 / t for k, t in times.items()},
+                      ratios={"hssl/assl": times["assl"] / times["hssl"]}))
+
+
+def part_evaluation(rows, quick):
+    """The full map in evaluation mode against its bare convolutions, kernels already expanded."""
+    for name in ("scale", "rot"):
+        f = MNISTNet(**AXES[name])
+        x = torch.rand(64, 1, 29, 29)
+        limit = bare(f, 64 * f.order, 29, 1, backward=False)
+        f.eval()
+
+        def ours():
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=BF16):
+                f(x)
+        times = clock({"ours": ours, "bare": torch.no_grad()(limit)}, 3 if quick else 9)
+        report(rows, dict(what=f"evaluation, full map, mnist {name}", images_per_second={k: 64 / t for k, t in times.items()},
+                          ratios=versus(times, 64)))
+
+
+def part_group_size(rows, quick):
+    """A step's cost against |G|, one fiber a view: it should not grow."""
+    functions = {}
+    for order, axis in ((2, dict(scales=SCALES[:2])), (4, dict(scales=SCALES[:4])), (6, dict(scales=SCALES)),
+                        (12, dict(scales=SCALES[:3], rotations=4)), (24, dict(scales=SCALES, rotations=4))):
+        group = Scale(axis["scales"]) if "rotations" not in axis else RotationScale(axis["scales"])
+        functions[f"|G|={order}"] = steps_of(MNISTNet(**axis), Head(128), group, 512, 29, 1)["ours"]
+    times = clock(functions, 2 if quick else 5)
+    report(rows, dict(what="step against |G|, batch 512", images_per_second={k: 512 / t for k, t in times.items()},
+                      ratios={"slowest/fastest": max(times.values()) / min(times.values())}))
+
+
+def part_batch(rows, quick):
+    """… against the batch, and against |g0|."""
+    f, h = MNISTNet(scales=SCALES), Head(128)
+    sizes = (64, 256, 1024) if quick else (64, 256, 1024, 4096)
+    times = {b: clock({"ours": steps_of(f, h, Scale(), b, 29, 1)["ours"]}, 2)["ours"] for b in sizes}
+    report(rows, dict(what="step against batch, mnist scale", images_per_second={str(b): b / t for b, t in times.items()}))
+    functions = {str(n): steps_of(f, Head(128 * n), Scale(), 256, 29, 1, base=n)["ours"] for n in range(1, 6)}
+    times = clock(functions, 2 if quick else 4)
+    report(rows, dict(what="step against |g0|, mnist scale, batch 256", images_per_second={k: 256 / t for k, t in times.items()}))
+
+
+def part_forms(rows, quick):
+    """W·(B∗x) against (W·B)∗x, forward and backward, on every layer shape of the networks (σ_max: the 7 × 7 support)."""
+    shapes = {(9, 64, 25, 1), (32, 64, 29, 2), (64, 128, 15, 2)}
+    for kind in ("cifar10", "tiny-imagenet"):
+        size, c = 25, 64
+        for block in ResNet20(kind).blocks:
+            c_out, stride = block.conv1.weight.shape[0], block.conv1.stride
+            shapes |= {(c, c_out, size, stride), (c_out, c_out, (size - 1) // stride + 1, 1)}
+            size, c = (size - 1) // stride + 1, c_out
+    dtype = torch.bfloat16 if BF16 else torch.float32
+    for c, c_out, size, stride in sorted(shapes):
+        n = max(8, 200_000 // (size * size * c) * 4)
+        for scale, k in ((1.75, 7), (1.0, 5)):
+            conv = GConv(c, c_out, 7, 3, scales=(1.0, 1.75), stride=stride, padding=3)
+            g = 1 if k == 7 else 0
+            y = torch.randn(n, size, size, c).to(dtype).permute(0, 3, 1, 2).requires_grad_()
+
+            def mixed():
+                return conv.one(y, conv.coefficients(g).to(dtype), g)
+
+            def synthesised():
+                return F.conv2d(y, conv.kernel(g).to(dtype), stride=stride, padding=k // 2)
+            grad = torch.randn_like(mixed())
+            times = clock({"W(B*x)": lambda: torch.autograd.grad(mixed(), [y, conv.weight], grad),
+                           "(WB)*x": lambda: torch.autograd.grad(synthesised(), [y, conv.weight], grad)}, 3 if quick else 7)
+            report(rows, dict(what=f"form, {c}→{c_out}, {size} px, stride {stride}, support {k}",
+                              images_per_second={key: n / t for key, t in times.items()},
+                              ratios={"W(B*x)/(WB)*x": times["(WB)*x"] / times["W(B*x)"]}))
+
+
+def part_profile(rows, quick):
+    """Where a step's time goes (torch.profiler, self time): nothing but the network may take more than a few per cent."""
+    f, h, group = MNISTNet(scales=SCALES), Head(128), Scale()
+    for loss in (h_ssl, a_ssl):
+        x, (elements, allowed) = torch.rand(512, 1, 29, 29), pairs(group, group.base_space(1))
+        g0, optimizer = group.base_space(1).expand(512, -1), train.LARS([*f.parameters(), *h.parameters()])
+        from torch.autograd.profiler import record_function
+
+        def step():
+            g1, g2 = sample(elements, allowed, 512)
+            with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
+                with record_function("views"):
+                    y1, y2 = loss(f, h, x, group, g0, g1, g2)
+                with record_function("info_nce"):
+                    value = info_nce(y1, y2)
+            value.backward()
+            with record_function("lars"):
+                optimizer.step()
+        parts = {"step": step, "T_g twice": lambda: (group.T(x, sample(elements, allowed, 512)[0]), group.T(x, sample(elements, allowed, 512)[1])),
+                 "draws": lambda: sample(elements, allowed, 512),
+                 "info_nce": lambda: nce(512), "lars": optimizer.step}
+        optimizer.zero_grad()
+        times = clock(parts, 3 if quick else 7)
+        share = {k: 100 * t / times["step"] for k, t in times.items() if k != "step"}
+        report(rows, dict(what=f"share of a step in per cent, {loss.__name__}", images_per_second={"step": 512 / times["step"]}, ratios=share))
+
+
+def nce(batch):
+    y1, y2 = (torch.randn(batch, 128, requires_grad=True) for _ in range(2))
+    info_nce(y1, y2).backward()
+
+
+def part_nce(rows, quick):
+    """InfoNCE at the paper's batch: time, and the memory it needs (the logits alone are 256 MiB)."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    times = clock({"4096": lambda: nce(4096)}, 2)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    report(rows, dict(what=f"InfoNCE alone, batch 4096 (+{grown:,.0f} MiB at most)", images_per_second={k: 4096 / t for k, t in times.items()}))
+
+
+def main():
+    parts = {k.removeprefix("part_"): v for k, v in globals().items() if k.startswith("part_")}
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("--json", help="write the rows there too")
+    p.add_argument("--quick", action="store_true", help="fewer rounds, no full-width ResNet20")
+    p.add_argument("--only", nargs="+", choices=parts, default=list(parts))
+    args = p.parse_args()
+    train.keep_freed_memory()
+    torch.manual_seed(0)
+    machine = dict(cpu=torch.cpu.get_capabilities().get("cpu_name"), threads=torch.get_num_threads(), bf16=BF16, torch=torch.__version__)
+    print(machine)
+    rows = []
+    for name in args.only:
+        parts[name](rows, args.quick)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"peak memory {peak:,.0f} MiB")
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(dict(machine=machine, rows=rows, peak_mib=peak), file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
