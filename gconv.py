@@ -242,7 +242,7 @@ class GConv(nn.Module):
         rest = [(n + 2 * self.padding - self.kernel_size) % self.stride for n in (height, width)]
         if self.rotations > 1 and any(rest) and not self._warned:
             self._warned = True
-            good = ", ".join(f"{n - r} or {n - r + self.stride}" for n, r in zip((height, width), rest) if r)
+            good = ", ".join(sorted({f"{n - r} or {n - r + self.stride}" for n, r in zip((height, width), rest) if r}))
             warnings.warn(f"stride {self.stride} on a {height} × {width} map (kernel {self.kernel_size}, padding {self.padding}) "
                           f"breaks rotation equivariance: (size + 2·padding - kernel) must be a multiple of the "
                           f"stride; the nearest good sizes are {good}", stacklevel=3)

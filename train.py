@@ -445,7 +445,7 @@ def train(args, where, run, images, model, optimizer, scaler):
     x_all, y_all = images.train_x.to(where.device), images.train_y.to(where.device)
     share = args.batch_size // where.world
     mine = slice(where.rank * share, (where.rank + 1) * share)
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False) if where.world > 1 and run.steps else model
+    wrapped = DistributedDataParallel(model) if where.world > 1 and run.steps else model
     log, bar = (open_log(args, run.step), progress(run)) if first else (None, None)
     asked, before, epoch = catch_signals(), run.seconds, None
     started = saved = time.time()

@@ -91,16 +91,16 @@ def test_full_extent_against_a_naive_loop_of_equation_4(scales, rotations):
     order = len(scales) * rotations
     conv = GConv(2, 3, 5, 3, scales=scales, rotations=rotations, padding=2, extent=order)
     y = torch.randn(1, 2, order, 6, 6)
-    z = torch.zeros(1, 3, order, 6, 6)
-    group = RotationScale(scales) if rotations == 4 else Scale(scales)
+    z, weight = torch.zeros(1, 3, order, 6, 6), conv.weight.detach().numpy()
+    group = (Rotation() if len(scales) == 1 else RotationScale(scales)) if rotations == 4 else Scale(scales)
     for g, k in itertools.product(range(order), range(order)):
-        h = g * 0 + int(group.product(torch.tensor(g), torch.tensor(k))) if len(scales) > 1 else (g + k) % 4
+        h = int(group.product(torch.tensor(g), torch.tensor(k)))
         if h < 0:
             continue  # past the last scale
         b = hermite_gaussian(5, 3, scales)[g // rotations].numpy()
         size = b.shape[1]
         for c, i in itertools.product(range(3), range(2)):
-            psi = sum(float(conv.weight[c, k, i, p, q]) * np.outer(b[p], b[q]) for p in range(3) for q in range(3))
+            psi = sum(weight[c, k, i, p, q] * np.outer(b[p], b[q]) for p in range(3) for q in range(3))
             psi = np.rot90(psi, g % rotations)
             padded = np.pad(y[0, i, h].numpy(), size // 2)
             for u, v in itertools.product(range(6), range(6)):
