@@ -65,8 +65,8 @@ def _mnist5k(data_dir):
     for c in range(10):
         of_class = shuffled[y[shuffled] == c]
         rank[of_class] = torch.arange(len(of_class))
-    test = rank < 100
-    return (x[~test], y[~test]), (x[test], y[test]), 10, "mnist"
+    test, train = shuffled[rank[shuffled] < 100], shuffled[rank[shuffled] >= 100]  # (1000,), (4000,) in mixed order
+    return (x[train], y[train]), (x[test], y[test]), 10, "mnist"
 
 
 def _torchvision(cls, data_dir, where):

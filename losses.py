@@ -83,10 +83,11 @@ class AllGather(torch.autograd.Function):
 def bundles(f, x, base, group):
     """f(x) read at some base spaces of each image: x (M, C_in, H, W), base (M, m, n) → (m, M, n·C).
 
-    Only the elements that are asked for are computed, wherever f can (extent 1) and that is fewer than all."""
+    Only the elements that are asked for are computed, wherever f can (extent 1) and two bundles are fewer than all:
+    a rule that does not know the loss, so that A-SSL and H-SSL go the same way and BatchNorm sees the same fibers."""
     m, n = base.shape[1:]
     flat = base.flatten(1)  # (M, m·n)
-    if not group.spatial and f.partial and m * n < f.order:
+    if not group.spatial and f.partial and 2 * n < f.order:
         z = fibers(f(x, flat), group)  # (M, m·n, C) exactly those fibers
         return z.unflatten(1, (m, n)).flatten(2).transpose(0, 1)  # (m, M, n·C)
     z = bundle(fibers(f(x), group), flat)  # (M, m·n·C)
@@ -116,7 +117,8 @@ def h_ssl(f, h, x, group, g0, g1, g2):
 def equivariance_error(f, x, group, g, g0):
     """How far Eq. 1 is from true where the losses look: ‖f(T_g x)(g0) - f(x)(g⁻¹·g0)‖ / ‖f(x)(g⁻¹·g0)‖, a float.
 
-    This is the one step from Eq. 2 to Eq. 3.  x (B, C_in, H, W), g (B,), g0 (|g0|,) or (B, |g0|); call it with f in
+    This is the one step from Eq. 2 to Eq. 3.  For scale it holds f's own error and that of the average over space,
+    which counts how much of the frame the shrunk digit fills (about 1/σ²).  x (B, C_in, H, W), g (B,), g0 (|g0|,) or (B, |g0|); call it with f in
     evaluation mode, or BatchNorm learns from these images."""
     g0 = torch.atleast_2d(g0).expand(len(x), -1)  # (B, |g0|)
     left = bundles(f, group.T(x, g), g0[:, None], group)  # (1, B, |g0|·C)

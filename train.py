@@ -40,7 +40,7 @@ import probe
 # ---------------------------------------------------------------- the command line
 PAPER = dict(batch_size=4096, lr=0.1, warmup_epochs=10, width=1.0)  # Appendix B; the learning rate at batch 256
 PRESETS = {
-    "mnist5k": dict(epochs=20, batch_size=256, lr=0.5, warmup_epochs=1, width=1.0),  # made for two CPU cores
+    "mnist5k": dict(epochs=20, batch_size=256, lr=2.0, warmup_epochs=1, width=1.0),  # made for two CPU cores
     "mnist": dict(PAPER, epochs=500),
     "cifar10": dict(PAPER, epochs=1300),
     "tiny-imagenet": dict(PAPER, epochs=1300),

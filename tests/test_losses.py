@@ -3,7 +3,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import blobs, relative, trained
 
 from backbones import MLP, Head, MNISTNet
@@ -99,19 +98,20 @@ def test_equation_2_is_equation_3_for_rotation(size):
     assert all(relative(p, q) < 1e-10 for p, q in zip(ga, gb))
 
 
-def test_equation_2_is_equation_3_even_while_batchnorm_learns():
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_equation_2_is_equation_3_even_while_batchnorm_learns(size):
     """Computed on sampled fibers both losses look at one and the same set of fibers, so their batch statistics are
     the same too: equal to 1e-10 in training mode, running statistics included."""
-    f, h = MNISTNet(rotations=4, width=1 / 8).double(), Head(16, (16, 16, 16))
+    f, h = MNISTNet(rotations=4, width=1 / 8).double(), Head(16 * size, (16, 16, 16))
     x = torch.rand(12, 1, 29, 29)
     state = {k: v.clone() for k, v in f.state_dict().items()}
     results = []
     for loss in (a_ssl, h_ssl):
         f.load_state_dict(state)
         torch.manual_seed(1)
-        value = info_nce(*loss(f, h, x, Rotation(), *draws(Rotation(), 12, 1)))
-        results.append((value, torch.autograd.grad(value, list(f.parameters())), dict(f.named_buffers())))
-        results[-1] = (value, results[-1][1], {k: v.clone() for k, v in results[-1][2].items()})
+        value = info_nce(*loss(f, h, x, Rotation(), *draws(Rotation(), 12, size)))
+        grads = torch.autograd.grad(value, list(f.parameters()))
+        results.append((value, grads, {k: v.clone() for k, v in f.named_buffers()}))
     (a, ga, sa), (b, gb, sb) = results
     assert abs(float(a - b)) < 1e-10
     assert all(relative(p, q) < 1e-10 for p, q in zip(ga, gb))
@@ -141,8 +141,8 @@ def test_equation_2_is_equation_3_for_translation_away_from_the_border():
     assert abs(float(a - b)) < 1e-10
 
 
-def test_equation_2_is_nearly_equation_3_for_scale():
-    """Only as near as f is to equivariance: the views differ by about the measured error, far less than chance would."""
+def test_the_gap_for_scale_is_the_equivariance_error():
+    """As near as f is to equivariance and no nearer: the gap between the views is Eq. 1's measured error."""
     x = blobs(32, 29, margin=2)
     f = trained(MNISTNet(SCALES, width=1 / 4).double(), x[:8])
     h = lambda y: y
@@ -150,10 +150,7 @@ def test_equation_2_is_nearly_equation_3_for_scale():
     error = equivariance_error(f, x, Scale(), g1, g0[0])
     with torch.no_grad():
         (a1, _), (b1, _) = (loss(f, h, x, Scale(), g0, g1, g2) for loss in (a_ssl, h_ssl))
-    assert abs(relative(a1, b1) - error) < 1e-10  # the gap between the equations is Eq. 1's error, nothing else
-    nearer = F.cosine_similarity(a1, b1).mean()
-    others = F.cosine_similarity(a1, b1.roll(1, 0)).mean()
-    assert nearer > others
+    assert abs(relative(a1, b1) - error) < 1e-10
 
 
 def test_all_paths_of_bundles_agree():
