@@ -1,0 +1,88 @@
+"""Images from folders, as users have them: what is read, and what is refused."""
+import pytest
+import torch
+from torchvision.io import write_jpeg, write_png
+
+import data
+
+
+def folder(root, size=20, classes=("a", "b"), splits=("train", "test"), n=3):
+    for split in splits:
+        for c in classes:
+            (root / split / c).mkdir(parents=True)
+            for i in range(n):
+                write_png(torch.randint(256, (3, size, size), dtype=torch.uint8), str(root / split / c / f"{i}.png"))
+    return str(root)
+
+
+def test_digits_are_the_whole_five_thousand_stratified():
+    d = data.load("mnist5k")
+    assert d.train_x.shape == (4000, 1, 29, 29) and d.test_x.shape == (1000, 1, 29, 29) and d.train_x.dtype == torch.uint8
+    assert (torch.bincount(d.train_y) == 400).all() and (torch.bincount(d.test_y) == 100).all()
+    assert len(d.test_y[:50].unique()) > 5  # not in order of class
+    assert (d.train_x[..., -1] == 0).all() and (d.train_x[..., -1, :] == 0).all()  # padded 28 → 29
+    flat = torch.cat([d.train_x, d.test_x]).flatten(1)
+    assert len(flat.unique(dim=0)) > 4990  # the two parts share no image
+    again, few = data.load("mnist5k"), data.load("mnist5k", train_size=100)
+    assert torch.equal(again.train_x, d.train_x) and torch.equal(few.train_x, d.train_x[:100])
+    other = data.load("mnist5k", train_size=100, seed=1)
+    assert not torch.equal(other.train_x, few.train_x) and torch.equal(other.test_x, few.test_x)
+
+
+def test_mean_and_std_are_those_of_the_images():
+    x = torch.randint(256, (50, 3, 9, 9), dtype=torch.uint8)
+    mean, std = data.mean_std(x)
+    y = x.double() / 255
+    assert torch.allclose(torch.tensor(mean).double(), y.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(torch.tensor(std).double(), y.std((0, 2, 3), correction=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("size, legal, kind", [(20, 29, "mnist"), (29, 29, "mnist"), (32, 31, "cifar10"), (64, 31, "tiny-imagenet")])
+def test_folders_choose_their_network_by_size(tmp_path, size, legal, kind):
+    d = data.load("folder", folder(tmp_path, size))
+    assert d.train_x.shape == (6, 3, legal, legal) and d.kind == kind and d.classes == 2
+
+
+def test_val_serves_as_test_and_grey_images_become_three_channels(tmp_path):
+    root = folder(tmp_path, 20, splits=("train", "val"))
+    write_jpeg(torch.randint(256, (1, 20, 20), dtype=torch.uint8), str(tmp_path / "train/a/grey.jpg"))
+    d = data.load("folder", root)
+    assert d.train_x.shape == (7, 3, 29, 29)
+
+
+def test_what_is_refused_is_named(tmp_path):
+    root = folder(tmp_path / "one")
+    (tmp_path / "one/train/a/0.png").write_bytes(b"no image")
+    with pytest.raises(data.DataError, match="0.png can't be read"):
+        data.load("folder", root)
+    root = folder(tmp_path / "two")
+    whole = (tmp_path / "two/train/a/0.png").read_bytes()
+    (tmp_path / "two/train/a/0.png").write_bytes(whole[:len(whole) // 2])  # truncated
+    with pytest.raises(data.DataError, match="0.png can't be read"):
+        data.load("folder", root)
+    root = folder(tmp_path / "three")
+    write_png(torch.zeros(3, 21, 20, dtype=torch.uint8), str(tmp_path / "three/train/b/odd.png"))
+    with pytest.raises(data.DataError, match="odd.png is 21 × 20"):
+        data.load("folder", root)
+    root = folder(tmp_path / "four")
+    (tmp_path / "four/train/c").mkdir()
+    with pytest.raises(data.DataError, match="c"):  # an empty class
+        data.load("folder", root)
+    root = folder(tmp_path / "five", 8)
+    with pytest.raises(data.DataError, match="at least 16"):
+        data.load("folder", root)
+    with pytest.raises(data.DataError, match="no train folder"):
+        data.load("folder", str(tmp_path / "none"))
+
+
+def test_tiny_imagenet_layout(tmp_path):
+    for wnid in ("n1", "n2"):
+        (tmp_path / "train" / wnid / "images").mkdir(parents=True)
+        for i in range(2):
+            write_jpeg(torch.randint(256, (3, 64, 64), dtype=torch.uint8), str(tmp_path / "train" / wnid / "images" / f"{i}.JPEG"))
+    (tmp_path / "val/images").mkdir(parents=True)
+    write_jpeg(torch.randint(256, (1, 64, 64), dtype=torch.uint8), str(tmp_path / "val/images/v.JPEG"))  # grey, as some are
+    (tmp_path / "wnids.txt").write_text("n2\nn1\n")
+    (tmp_path / "val/val_annotations.txt").write_text("v.JPEG\tn1\t0\t0\t63\t63\n")
+    d = data.load("tiny-imagenet", str(tmp_path))
+    assert d.train_x.shape == (4, 3, 31, 31) and d.classes == 2 and d.test_y.tolist() == [1]

@@ -1,0 +1,95 @@
+"""Two and three real processes do what one does: loss, gradients, running statistics and one LARS step, in float64."""
+import argparse
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import relative
+from torch.nn.parallel import DistributedDataParallel
+
+import train
+from backbones import build
+from losses import Draws, info_nce
+
+BATCH = 12
+
+
+def one_step(rank, world, args):
+    """One training step of one process: (loss, gradients, weights, buffers) after it."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    f, h, classifier = build("mnist", args.group, width=1 / 16)
+    draws = Draws(args.loss, args.group, True, f.order, 29, 8, f.stride)
+    model = train.Objective(args, f, h, classifier, draws).double().train()
+    x, labels = torch.rand(BATCH, 1, 29, 29, dtype=torch.float64), torch.randint(10, (BATCH,))
+    mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    drawn = [g[mine] for g in draws(BATCH, train.seeded(0, 0, 2))]
+    if world > 1:
+        model = train.synchronise(model)
+    optimizer = train.LARS([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    wrapped = DistributedDataParallel(model) if world > 1 else model
+    loss, _, _ = wrapped(x[mine], labels[mine], *drawn)
+    loss.backward()
+    grads = {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+    optimizer.step()
+    loss = loss.detach()
+    if world > 1:
+        dist.all_reduce(loss)
+        loss /= world
+    state = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+    return loss, grads, state
+
+
+def worker(rank, world, args, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    result = one_step(rank, world, args)
+    torch.save(result, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def close(ours, theirs, floor=1e-12):
+    """Relative to 1e-10, or absolutely to `floor` (a gradient that is zero but for rounding, before a BatchNorm)."""
+    return relative(ours, theirs) < 1e-10 or float((ours - theirs).norm()) < floor
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("loss, group", [("hssl", "rot"), ("assl", "trans"), ("hssl", "scale"), ("supervised", "rot")])
+def test_many_processes_equal_one(tmp_path, world, loss, group):
+    args = argparse.Namespace(loss=loss, group=group, tau=0.1, denominator="paper")
+    expected_loss, grads, state = one_step(0, 1, args)
+    mp.spawn(worker, (world, args, str(tmp_path)), nprocs=world)
+    for rank in range(world):
+        got_loss, got_grads, got_state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert abs(float(got_loss - expected_loss)) < 1e-10
+        assert grads.keys() == got_grads.keys() and len(grads) > 5
+        for k in grads:
+            assert close(got_grads[k], grads[k]), k
+        for k in state:
+            assert close(got_state[k], state[k]), k
+
+
+def gather_worker(rank, world, denominator, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    y = torch.randn(2, BATCH, 5, dtype=torch.float64)
+    mine = y[:, rank * BATCH // world:(rank + 1) * BATCH // world].clone().requires_grad_()
+    loss = info_nce(mine[0], mine[1], 0.1, denominator)
+    loss.backward()
+    torch.save((loss.detach(), mine.grad), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("denominator", ["paper", "ntxent"])
+def test_negatives_are_gathered_with_gradient(tmp_path, denominator):
+    """The mean of the ranks' losses is the one-process loss, and its gradient is theirs over the number of ranks."""
+    torch.manual_seed(0)
+    y = torch.randn(2, BATCH, 5, dtype=torch.float64, requires_grad=True)
+    loss = info_nce(y[0], y[1], 0.1, denominator)
+    loss.backward()
+    mp.spawn(gather_worker, (3, denominator, str(tmp_path)), nprocs=3)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
+    assert abs(float(sum(p[0] for p in parts) / 3 - loss.detach())) < 1e-12
+    assert relative(torch.cat([p[1] for p in parts], 1) / 3, y.grad) < 1e-12

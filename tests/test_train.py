@@ -1,0 +1,206 @@
+"""The trainer: LARS by hand, the schedule, and the real command: end to end, resumed, killed, and misused."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+import train
+
+SMALL = ["--group", "trans", "--width", "0.125", "--train-size", "512", "--batch-size", "128"]
+
+
+def run(*flags, cwd, env=None):
+    """The real command, alone in a folder: → CompletedProcess with text."""
+    return subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *map(str, flags)], cwd=cwd, text=True,
+                          capture_output=True, timeout=300, env=dict(os.environ, OMP_NUM_THREADS="1", **(env or {})))
+
+
+def weights(folder):
+    state = torch.load(os.path.join(folder, "checkpoint.pt"), weights_only=True)
+    return state["step"], state["model"]
+
+
+def same(a, b):
+    return all(torch.equal(a[k], b[k]) for k in a) and a.keys() == b.keys()
+
+
+# ---------------------------------------------------------------- the optimiser and its schedule
+def test_lars_against_steps_by_hand():
+    """p (2-D) with the trust ratio, b (1-D) without it and without weight decay; two steps, so momentum shows."""
+    p, b = torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, -1.0])
+    gp, gb = torch.tensor([[0.6, 0.8]]), torch.tensor([0.5, 0.5])
+    params = [torch.nn.Parameter(p.clone()), torch.nn.Parameter(b.clone())]
+    optimizer = train.LARS(params, lr=0.5, momentum=0.9, weight_decay=0.1, eta=0.02)
+    vp, vb = torch.zeros_like(p), torch.zeros_like(b)
+    for _ in range(2):
+        params[0].grad, params[1].grad = gp.clone(), gb.clone()
+        optimizer.step()
+        d = gp + 0.1 * p
+        vp = 0.9 * vp + 0.02 * (p.norm() / d.norm()) * d
+        vb = 0.9 * vb + gb
+        p, b = p - 0.5 * vp, b - 0.5 * vb
+    assert torch.allclose(params[0].detach(), p, atol=1e-7) and torch.allclose(params[1].detach(), b, atol=1e-7)
+
+
+def test_lars_first_step_has_the_length_it_should():
+    """An adapted step has norm lr·η·‖p‖ whatever the gradient's scale; a zero weight or gradient does not divide by 0."""
+    for scale in (1e-6, 1.0, 1e6):
+        w = torch.nn.Parameter(torch.randn(5, 7))
+        before = w.detach().clone()
+        w.grad = scale * torch.randn(5, 7)
+        train.LARS([w], lr=2.0, weight_decay=0.0, eta=0.001).step()
+        assert abs(float((w - before).norm() / before.norm()) - 0.002) < 1e-6
+    zero = torch.nn.Parameter(torch.zeros(3, 3))
+    zero.grad = torch.zeros(3, 3)
+    train.LARS([zero]).step()
+    assert torch.isfinite(zero).all()
+
+
+def test_schedule():
+    rate = [train.learning_rate(t, 100, 10, 2.0) for t in range(100)]
+    assert all(a < b for a, b in zip(rate[:10], rate[1:11])) and abs(rate[10] - 2.0) < 1e-12
+    assert all(a > b for a, b in zip(rate[10:], rate[11:])) and rate[-1] < 0.01
+    assert abs(rate[55] - 1.0) < 1e-12  # half-way down the cosine
+    assert train.learning_rate(0, 0, 0, 1.0) == 1.0
+
+
+def test_draws_depend_on_seed_and_step_alone():
+    draws = [torch.randperm(100, generator=train.seeded(*key)) for key in ((0, 5, 1), (0, 5, 1), (0, 6, 1), (1, 5, 1), (0, 5, 2))]
+    assert torch.equal(draws[0], draws[1]) and not any(torch.equal(draws[0], d) for d in draws[2:])
+
+
+# ---------------------------------------------------------------- the command
+@pytest.mark.parametrize("loss", ["hssl", "assl", "supervised", "frozen"])
+def test_a_run_writes_what_it_promises(tmp_path, loss):
+    done = run(*SMALL, "--loss", loss, "--epochs", 1, "--out", "r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no bar, no warning where nobody watches
+    folder = tmp_path / "r"
+    result = json.load(open(folder / "result.json"))
+    expected = {"top1", "knn", "train_seconds", "images_per_second", "dataset", "group", "loss", "backbone", "epochs", "seed", "parameters"}
+    assert expected <= result.keys() and result["loss"] == loss and 0 <= result["top1"] <= 100
+    config = json.load(open(folder / "config.json"))["config"]
+    assert config["width"] == 0.125 and config["batch_size"] == 128
+    lines = [json.loads(line) for line in open(folder / "metrics.jsonl")]
+    assert "argv" in lines[0]
+    if loss != "frozen":
+        assert lines[-1]["step"] == 4 and (folder / "curves.png").stat().st_size > 1000
+    if loss in ("hssl", "assl"):
+        assert abs(lines[-1]["chance"] - 6.2305) < 1e-3  # log 4·127
+        assert {"spread", "positive_similarity", "negative_similarity", "positive_rank", "equivariance_error"} <= lines[-1].keys()
+    assert f"{result['top1']:.2f}" in done.stdout
+    probed = subprocess.run([sys.executable, os.path.join(ROOT, "probe.py"), "r"], cwd=tmp_path, text=True, capture_output=True)
+    assert probed.returncode == 0, probed.stderr
+    assert abs(json.load(open(folder / "probe.json"))["top1"] - result["top1"]) < 3  # again, in float32
+
+
+def test_torchrun_two_processes(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master-port=0", os.path.join(ROOT, "train.py"),
+                           *SMALL, "--epochs", "1", "--out", "r"], cwd=tmp_path, text=True, capture_output=True,
+                          env=dict(os.environ, OMP_NUM_THREADS="1"), timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stdout and json.load(open(tmp_path / "r/result.json"))["processes"] == 2
+    alone = run(*SMALL, "--epochs", 1, "--out", "one", "--amp", "off", cwd=tmp_path)
+    assert alone.returncode == 0
+
+
+def test_resumed_and_killed_runs_end_bit_for_bit_like_unbroken_ones(tmp_path):
+    flags = [*SMALL, "--epochs", 4, "--checkpoint-minutes", 0]
+    assert run(*flags, "--out", "whole", cwd=tmp_path).returncode == 0
+    step, expected = weights(tmp_path / "whole")
+    assert step == 16
+    command = [sys.executable, os.path.join(ROOT, "train.py"), *map(str, flags), "--out", "broken"]
+    for attempt, how in enumerate((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL)):
+        process = subprocess.Popen(command + ["--resume"] * (attempt > 0), cwd=tmp_path, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+        log, wanted = tmp_path / "broken/checkpoint.pt", time.time()
+        while process.poll() is None and not (log.exists() and log.stat().st_mtime > wanted):
+            time.sleep(0.01)
+        process.send_signal(how)
+        stderr = process.communicate(timeout=60)[1]
+        if process.returncode and how != signal.SIGKILL:
+            assert process.returncode == 128 + how and "--resume" in stderr and "Traceback" not in stderr
+    done = run(*flags, "--out", "broken", "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    step, got = weights(tmp_path / "broken")
+    assert step == 16 and same(got, expected)
+    steps = [json.loads(line).get("step") for line in open(tmp_path / "broken/metrics.jsonl")][1:]
+    assert steps == sorted(set(steps)) and steps[-1] == 16  # no line twice
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_used(tmp_path):
+    flags = [*SMALL, "--epochs", 2, "--out", "r"]
+    assert run(*flags, cwd=tmp_path).returncode == 0
+    path, expected = tmp_path / "r/checkpoint.pt", weights(tmp_path / "r")[1]
+    whole = path.read_bytes()
+    evil = b"cos\nsystem\n(S'touch hacked'\ntR."
+    for damage in (whole[:len(whole) // 2], b"", b"not a checkpoint", evil):
+        path.write_bytes(damage)
+        done = run(*flags, "--resume", cwd=tmp_path)  # the previous one, of epoch 1, is whole
+        assert done.returncode == 0 and done.stderr.startswith("warning: refused") and done.stderr.count("\n") == 1, done.stderr
+        assert same(weights(tmp_path / "r")[1], expected) and not (tmp_path / "hacked").exists()
+        os.remove(str(path) + ".previous")
+        (tmp_path / "r/checkpoint.pt.previous").write_bytes(mid := whole)  # a good one for the next round
+    path.write_bytes(b"torn")
+    (tmp_path / "r/checkpoint.pt.previous").write_bytes(mid[:100])
+    done = run(*flags, "--resume", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nothing was changed" in done.stderr
+    assert path.read_bytes() == b"torn"
+
+
+WRONG = {
+    "unknown flag": (["--optimizer", "adam"], "unrecognized arguments"),
+    "unknown value": (["--group", "affine"], "invalid choice"),
+    "not a number": (["--lr", "fast"], "wants a number"),
+    "negative": (["--epochs", "-1"], "at least 0"),
+    "nan": (["--lr", "nan"], "at least 0"),
+    "zero temperature": (["--tau", "0"], "more than 0"),
+    "batch larger than the data": (["--batch-size", "9999"], "take at most 4000"),
+    "train size larger than the data": (["--train-size", "99999"], "has 4000"),
+    "base size": (["--base-size", "6"], "1 … 5"),
+    "base size of a patch": (["--group", "trans", "--base-size", "63"], "49"),
+    "no pair that near": (["--group", "trans", "--max-distance", "0.5"], "nearest are 1 apart"),
+    "distance without hssl": (["--loss", "assl", "--max-distance", "3"], "--max-distance"),
+    "no such network": (["--backbone", "cnn", "--group", "rot"], "--group scale"),
+    "no such folder": (["--dataset", "folder", "--data-dir", "nowhere"], "--data-dir wants"),
+    "no Tiny ImageNet": (["--dataset", "tiny-imagenet", "--data-dir", "nowhere"], "wnids.txt"),
+    "nothing to resume": (["--resume", "--out", "nothing"], "no run to go on with"),
+    "half a torchrun": (["--epochs", "1"], "start with torchrun"),
+    "unwritable": (["--out", "/proc/here"], "can't write into"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_usage_is_one_line_and_status_2(tmp_path, what):
+    flags, message = WRONG[what]
+    done = run(*flags, cwd=tmp_path, env={"LOCAL_RANK": "0"} if what == "half a torchrun" else None)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("train.py: ") and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+    assert done.stdout == "" and not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
+    flags = [*SMALL, "--out", "r", "--epochs", 1]
+    assert run(*flags, cwd=tmp_path).returncode == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
+    for extra, message in (([], "already holds a run"), (["--resume", "--tau", "0.2"], "--tau was 0.1, is 0.2")):
+        done = run(*flags, *extra, cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()} == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    done = run(*SMALL, "--epochs", 2, "--lr", "1e30", "--warmup-epochs", 0, "--out", "r", cwd=tmp_path)
+    assert done.returncode == 2 and "not finite at step" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_help_teaches():
+    done = run("--help", cwd="/")
+    assert done.returncode == 0 and "torchrun --nproc_per_node=8" in done.stdout and "--nnodes=2" in done.stdout
+    assert all(flag in done.stdout for flag in ("--max-distance", "--base-size", "--resume", "--amp"))
