@@ -27,8 +27,7 @@ def info_nce(y1, y2, tau=0.1, denominator="paper"):
     The positive is not in the denominator, and both views of i share it: at chance the loss is log 4(N-1).
     denominator="ntxent" is SimCLR's: each view of i is an anchor by itself, with all 2N-1 others below the
     fraction line, its positive included: at chance log(2N-1).
-    Memory: one (2B, 2N) float32 matrix of logits (256 MiB at N = 4096 in one process) and what autograd keeps
-    of it; never N × N × D.  Raises ValueError for fewer than two examples, since nothing is then k ≠ i."""
+    Memory: a (2B, 2N) float32 matrix of logits, 256 MiB at N = 4096 in one process, and its gradient; never N × N × D.  Raises ValueError for fewer than two examples, since nothing is then k ≠ i."""
     if denominator not in ("paper", "ntxent"):
         raise ValueError(f"the denominator is 'paper' or 'ntxent', not {denominator!r}")
     b = len(y1)
@@ -39,19 +38,18 @@ def info_nce(y1, y2, tau=0.1, denominator="paper"):
         n = everyone.shape[1]
         if n < 2:
             raise ValueError("a contrastive loss needs at least two examples")
-        logits = y.flatten(0, 1) @ everyone.flatten(0, 1).T / tau  # (2B, 2N)
+        logits = (y.flatten(0, 1) / tau) @ everyone.flatten(0, 1).T  # (2B, 2N)
         positive = (y[0] * y[1]).sum(-1) / tau  # (B,)
-        rows = torch.arange(b, device=y.device)  # (B,)
         logits = logits.view(2, b, 2, n)  # (view j, i, view l, k)
-        mask = torch.zeros(2, b, 2, n, dtype=torch.bool, device=y.device)
+        rows = torch.arange(b, device=y.device)  # (B,)
         for j in range(2):
-            mask[j, rows, j, rows + first] = True  # an anchor is no candidate for itself
+            logits[j, rows, j, rows + first] = -torch.inf  # an anchor is no candidate for itself
             if denominator == "paper":
-                mask[j, rows, 1 - j, rows + first] = True  # k ≠ i: nor is its own positive
-        logits = logits.masked_fill(mask, -torch.inf)
-        if denominator == "ntxent":
-            return (logits.logsumexp((2, 3)) - positive).mean()
-        return (logits.logsumexp((0, 2, 3)) - positive).mean()
+                logits[j, rows, 1 - j, rows + first] = -torch.inf  # k ≠ i: nor is its own positive
+        candidates = logits.flatten(2).logsumexp(2)  # (2, B) over l and k
+        if denominator == "paper":
+            candidates = candidates.logsumexp(0)  # (B,) and over j: both views of i share one denominator
+        return (candidates - positive).mean()
 
 
 def gather(y):

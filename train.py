@@ -199,7 +199,7 @@ def synchronise(module):
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for name, child in module.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            norm = SyncBatchNorm(child.num_features, child.eps, child.momentum)
+            norm = SyncBatchNorm(child.num_features, child.eps, child.momentum).to(child.weight)
             norm.load_state_dict(child.state_dict())
             setattr(module, name, norm)
         else:

@@ -221,8 +221,8 @@ def part_batch(rows, quick):
 
 
 def part_forms(rows, quick):
-    """W·(B∗x) against (W·B)∗x, forward and backward, on every layer shape of the networks (σ_max: the 7 × 7 support)."""
-    shapes = {(9, 64, 25, 1), (32, 64, 29, 2), (64, 128, 15, 2)}
+    """W·(B∗x) against (W·B)∗x, forward and backward, on every layer shape of the networks, and some of width 1/4."""
+    shapes = {(9, 64, 25, 1), (32, 64, 29, 2), (64, 128, 15, 2), (16, 32, 25, 1), (32, 32, 25, 1), (32, 64, 25, 2), (64, 64, 13, 1)}
     for kind in ("cifar10", "tiny-imagenet"):
         size, c = 25, 64
         for block in ResNet20(kind).blocks:
@@ -236,6 +236,8 @@ def part_forms(rows, quick):
             conv = GConv(c, c_out, 7, 3, scales=(1.0, 1.75), stride=stride, padding=3)
             g = 1 if k == 7 else 0
             y = torch.randn(n, size, size, c).to(dtype).permute(0, 3, 1, 2).requires_grad_()
+
+            conv.mix_from = 0
 
             def mixed():
                 return conv.one(y, conv.coefficients(g).to(dtype), g)

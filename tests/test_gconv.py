@@ -15,6 +15,12 @@ from groups import SCALES, Rotation, RotationScale, Scale, Translation
 pytestmark = pytest.mark.usefixtures("double")
 
 
+@pytest.fixture(autouse=True, params=[0, 10 ** 9], ids=["W(B*x)", "(WB)*x"])
+def form(request, monkeypatch):
+    """Every test of this file runs with either form, wherever the basis is not complete."""
+    monkeypatch.setattr(GConv, "mix_from", request.param)
+
+
 # ---------------------------------------------------------------- basis
 def test_supports_are_sesns():
     assert [support(7, s, 1.75) for s in SCALES] == [5, 5, 5, 7, 7, 7]
@@ -237,7 +243,7 @@ def test_kept_kernels_follow_the_weights_and_stay_out_of_the_state():
 
 def test_what_is_kept_under_autocast_serves_without_it():
     torch.set_default_dtype(torch.float32)
-    conv, x = GConv(1, 2, 7, 7, rotations=4, padding=3).eval(), torch.randn(1, 1, 9, 9)
+    conv, x = GConv(1, 2, 7, 3, rotations=4, padding=3).eval(), torch.randn(1, 1, 9, 9)
     with torch.no_grad():
         before = conv(x)
         conv.load_state_dict(conv.state_dict())  # what was kept is dropped
