@@ -201,6 +201,7 @@ def synchronise(module):
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             norm = SyncBatchNorm(child.num_features, child.eps, child.momentum).to(child.weight)
             norm.load_state_dict(child.state_dict())
+            norm.requires_grad_(child.weight.requires_grad)
             setattr(module, name, norm)
         else:
             synchronise(child)
