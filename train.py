@@ -266,7 +266,7 @@ class Objective(nn.Module):
         args, draws = self.args, self.draws
         if args.loss == "supervised":
             logits = self.classifier(self.f(x))  # (B, classes)
-            return F.cross_entropy(logits.float(), labels), None, None
+            return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels), None, None
         if args.loss == "assl":
             y1, y2 = losses.a_ssl(self.f, self.h, x, draws.images, g0, g1, g2, draws.map)  # (B, D) twice
         else:
