@@ -132,10 +132,10 @@ def test_equation_2_is_equation_3_for_translation_away_from_the_border():
     """g0 in the middle of a large map, moved by one position (4 px): neither sees the border."""
     f = trained(MNISTNet(width=1 / 8).double(), torch.rand(4, 1, 29, 29))
     h = Head(4 * 16, (16, 16, 16)).eval()
-    group = Translation(33, 33, stride=4)
-    x = torch.rand(6, 1, 129, 129)
-    g0 = (16 * 33 + 16 + torch.tensor([0, 1, 33, 34])).expand(6, -1)
-    g1, g2 = torch.tensor([0, 1, 33, 34, 33 * 32, 32]), torch.tensor([34, 0, 1, 33, 0, 1])
+    group = Translation(25, 25, stride=4)
+    x = torch.rand(6, 1, 97, 97)
+    g0 = (12 * 25 + 12 + torch.tensor([0, 1, 25, 26])).expand(6, -1)
+    g1, g2 = torch.tensor([0, 1, 25, 26, 25 * 24, 24]), torch.tensor([26, 0, 1, 25, 0, 1])
     with torch.no_grad():
         a, b = (info_nce(*loss(f, h, x, group, g0, g1, g2)) for loss in (a_ssl, h_ssl))
     assert abs(float(a - b)) < 1e-10
@@ -143,10 +143,10 @@ def test_equation_2_is_equation_3_for_translation_away_from_the_border():
 
 def test_the_gap_for_scale_is_the_equivariance_error():
     """As near as f is to equivariance and no nearer: the gap between the views is Eq. 1's measured error."""
-    x = blobs(32, 29, margin=2)
+    x = blobs(16, 29, margin=2)
     f = trained(MNISTNet(SCALES, width=1 / 4).double(), x[:8])
     h = lambda y: y
-    g0, g1, g2 = draws(Scale(), 32, 1)
+    g0, g1, g2 = draws(Scale(), 16, 1)
     error = equivariance_error(f, x, Scale(), g1, g0[0])
     with torch.no_grad():
         (a1, _), (b1, _) = (loss(f, h, x, Scale(), g0, g1, g2) for loss in (a_ssl, h_ssl))
