@@ -12,8 +12,8 @@ from collections import namedtuple
 
 import torch
 from torchvision import datasets
-from torchvision.io import ImageReadMode, decode_image, read_file
-from torchvision.transforms.v2.functional import resize
+from torchvision.datasets.folder import default_loader
+from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 # train_x, test_x (N, C_in, H, H) uint8; train_y, test_y (N,) long; kind: which of the paper's networks fits
 Data = namedtuple("Data", "train_x train_y test_x test_y classes kind")
@@ -139,8 +139,8 @@ def _read(paths):
     images = []
     for path in paths:
         try:
-            images.append(decode_image(read_file(path), ImageReadMode.RGB))  # (3, H, W)
-        except (RuntimeError, OSError):
+            images.append(pil_to_tensor(default_loader(path)))  # (3, H, W)
+        except (OSError, SyntaxError, ValueError):  # Pillow's words for what it can't decode
             raise DataError(f"{path} can't be read as an image: mend or remove it") from None
         if images[-1].shape != images[0].shape:
             raise DataError(f"{path} is {_size(images[-1])}, {paths[0]} {_size(images[0])}: make them one size")

@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import torch
 import torch.distributed as dist
@@ -298,6 +299,9 @@ def resume(args, run, model, optimizer, scaler):
         if not os.path.exists(candidate):
             continue
         try:
+            damaged = zipfile.ZipFile(candidate).testzip()  # a checkpoint is a zip: every part has its checksum
+            if damaged:
+                raise ValueError(f"{damaged} is damaged")
             state = torch.load(candidate, map_location="cpu", weights_only=True)
             if state["args"] != config_of(args):
                 raise ValueError("another run's")
@@ -322,6 +326,8 @@ def config_of(args):
 def open_folder(args):
     """Make the run folder, or check that this run may go on in it.  Raises UsageError."""
     config, path = config_of(args), os.path.join(args.out, "config.json")
+    if args.resume and not os.path.exists(path):
+        raise UsageError(f"{args.out} holds no run to go on with: take --resume away")
     try:
         os.makedirs(args.out, exist_ok=True)
         if os.path.exists(path):
@@ -335,8 +341,6 @@ def open_folder(args):
             if differ:
                 raise UsageError("can't resume with other flags: " + ", ".join(
                     f"--{k.replace('_', '-')} was {old.get(k)}, is {config.get(k)}" for k in differ))
-        elif args.resume:
-            raise UsageError(f"{args.out} holds no run to go on with: take --resume away")
         else:
             write_json(path, dict(config=config, argv=sys.argv, code=code_version(), torch=torch.__version__))
     except OSError as error:

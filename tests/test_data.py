@@ -1,9 +1,13 @@
 """Images from folders, as users have them: what is read, and what is refused."""
 import pytest
 import torch
-from torchvision.io import write_jpeg, write_png
+from torchvision.transforms.v2.functional import to_pil_image
 
 import data
+
+
+def write(image, path):
+    to_pil_image(image).save(path)
 
 
 def folder(root, size=20, classes=("a", "b"), splits=("train", "test"), n=3):
@@ -11,7 +15,7 @@ def folder(root, size=20, classes=("a", "b"), splits=("train", "test"), n=3):
         for c in classes:
             (root / split / c).mkdir(parents=True)
             for i in range(n):
-                write_png(torch.randint(256, (3, size, size), dtype=torch.uint8), str(root / split / c / f"{i}.png"))
+                write(torch.randint(256, (3, size, size), dtype=torch.uint8), str(root / split / c / f"{i}.png"))
     return str(root)
 
 
@@ -45,7 +49,7 @@ def test_folders_choose_their_network_by_size(tmp_path, size, legal, kind):
 
 def test_val_serves_as_test_and_grey_images_become_three_channels(tmp_path):
     root = folder(tmp_path, 20, splits=("train", "val"))
-    write_jpeg(torch.randint(256, (1, 20, 20), dtype=torch.uint8), str(tmp_path / "train/a/grey.jpg"))
+    write(torch.randint(256, (1, 20, 20), dtype=torch.uint8), str(tmp_path / "train/a/grey.jpg"))
     d = data.load("folder", root)
     assert d.train_x.shape == (7, 3, 29, 29)
 
@@ -61,7 +65,7 @@ def test_what_is_refused_is_named(tmp_path):
     with pytest.raises(data.DataError, match="0.png can't be read"):
         data.load("folder", root)
     root = folder(tmp_path / "three")
-    write_png(torch.zeros(3, 21, 20, dtype=torch.uint8), str(tmp_path / "three/train/b/odd.png"))
+    write(torch.zeros(3, 21, 20, dtype=torch.uint8), str(tmp_path / "three/train/b/odd.png"))
     with pytest.raises(data.DataError, match="odd.png is 21 × 20"):
         data.load("folder", root)
     root = folder(tmp_path / "four")
@@ -79,9 +83,9 @@ def test_tiny_imagenet_layout(tmp_path):
     for wnid in ("n1", "n2"):
         (tmp_path / "train" / wnid / "images").mkdir(parents=True)
         for i in range(2):
-            write_jpeg(torch.randint(256, (3, 64, 64), dtype=torch.uint8), str(tmp_path / "train" / wnid / "images" / f"{i}.JPEG"))
+            write(torch.randint(256, (3, 64, 64), dtype=torch.uint8), str(tmp_path / "train" / wnid / "images" / f"{i}.JPEG"))
     (tmp_path / "val/images").mkdir(parents=True)
-    write_jpeg(torch.randint(256, (1, 64, 64), dtype=torch.uint8), str(tmp_path / "val/images/v.JPEG"))  # grey, as some are
+    write(torch.randint(256, (1, 64, 64), dtype=torch.uint8), str(tmp_path / "val/images/v.JPEG"))  # grey, as some are
     (tmp_path / "wnids.txt").write_text("n2\nn1\n")
     (tmp_path / "val/val_annotations.txt").write_text("v.JPEG\tn1\t0\t0\t63\t63\n")
     d = data.load("tiny-imagenet", str(tmp_path))
