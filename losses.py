@@ -27,7 +27,8 @@ def info_nce(y1, y2, tau=0.1, denominator="paper"):
     The positive is not in the denominator, and both views of i share it: at chance the loss is log 4(N-1).
     denominator="ntxent" is SimCLR's: each view of i is an anchor by itself, with all 2N-1 others below the
     fraction line, its positive included: at chance log(2N-1).
-    Memory: a (2B, 2N) float32 matrix of logits, 256 MiB at N = 4096 in one process, and its gradient; never N × N × D.  Raises ValueError for fewer than two examples, since nothing is then k ≠ i."""
+    Memory: (2B, 2N) float32 matrices, 256 MiB each at N = 4096 in one process: with the backward pass 1.7 GiB at the
+    peak (tests/bench.py); never N × N × D.  Raises ValueError for fewer than two examples, since nothing is then k ≠ i."""
     if denominator not in ("paper", "ntxent"):
         raise ValueError(f"the denominator is 'paper' or 'ntxent', not {denominator!r}")
     b = len(y1)
