@@ -100,8 +100,8 @@ def test_equation_2_is_equation_3_for_rotation(size):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_equation_2_is_equation_3_even_while_batchnorm_learns(size):
-    """Computed on sampled fibers both losses look at one and the same set of fibers, so their batch statistics are
-    the same too: equal to 1e-10 in training mode, running statistics included."""
+    """Both losses look at one and the same set of fibers (|g0| = 1: just those compared; beyond: whole maps), so their
+    batch statistics are the same too: equal to 1e-10 in training mode."""
     f, h = MNISTNet(rotations=4, width=1 / 8).double(), Head(16 * size, (16, 16, 16))
     x = torch.rand(12, 1, 29, 29)
     state = {k: v.clone() for k, v in f.state_dict().items()}
@@ -115,7 +115,10 @@ def test_equation_2_is_equation_3_even_while_batchnorm_learns(size):
     (a, ga, sa), (b, gb, sb) = results
     assert abs(float(a - b)) < 1e-10
     assert all(relative(p, q) < 1e-10 for p, q in zip(ga, gb))
-    assert all(torch.allclose(sa[k], sb[k], atol=1e-12) for k in sa)
+    # From |g0| = 2 on both compute whole maps, A-SSL those of twice as many images: the variance is the same, but its
+    # unbiased estimate, kept for evaluation, is divided by n - 1.
+    kept = [k for k in sa if size == 1 or not k.endswith("running_var")]
+    assert all(torch.allclose(sa[k], sb[k], atol=1e-12) for k in kept) and len(kept) >= 6
 
 
 def test_without_equivariance_the_two_differ():
