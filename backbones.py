@@ -42,8 +42,6 @@ class Normalise(nn.Module):
 class MNISTNet(nn.Module):
     """Three group convolutions, each with BatchNorm and ReLU: 29 × 29 px → z (B, 128·width, G, 8, 8)."""
 
-    partial = True
-
     def __init__(self, scales=(1.0,), rotations=1, width=1.0, c_in=1, extent=1, normalise=nn.Identity()):
         super().__init__()
         self.normalise = normalise
