@@ -23,23 +23,28 @@ class DataError(Exception):
     """The images can't be had; the message is one line that says what to do."""
 
 
-def load(dataset, data_dir="data", train_size=None, seed=0):
+def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None):
     """→ Data, its images already at the size at which strides are exact (29 px MNIST, 31 px the others).
 
-    train_size: keep the first so many of a seeded shuffle of the training images.  Raises DataError."""
+    train_size: keep the first so many of a seeded shuffle of the training images; test_size: of the test images, always
+    the same ones.  Raises DataError."""
     train, test, classes, kind = {"mnist5k": _mnist5k, "mnist": _mnist, "cifar10": _cifar10,
                                   "tiny-imagenet": _tiny_imagenet, "folder": _folder}[dataset](data_dir)
-    n = len(train[1])
-    if train_size is not None and train_size > n:
-        raise DataError(f"--train-size {train_size}: {dataset} has {n} training images")
-    keep = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:train_size or n]  # (n,)
-    train_x, train_y = _read([train[0][i] for i in keep]) if isinstance(train[0], list) else train[0][keep], train[1][keep]
-    test_x = _read(test[0]) if isinstance(test[0], list) else test[0]
+    train_x, train_y = _part(*train, train_size, seed, "train")
+    test_x, test_y = _part(*test, test_size, 0, "test")
     if train_x.shape[1:] != test_x.shape[1:]:
         raise DataError(f"training images are {_size(train_x)}, test images {_size(test_x)}: make them one size")
     size = train_x.shape[-1]
     kind = kind or ("mnist" if size <= 29 else "cifar10" if size <= 32 else "tiny-imagenet")
-    return Data(_legal(train_x, kind), train_y, _legal(test_x, kind), test[1], classes, kind)
+    return Data(_legal(train_x, kind), train_y, _legal(test_x, kind), test_y, classes, kind)
+
+
+def _part(x, y, size, seed, name):
+    """The first `size` of a seeded shuffle of images or file names x and labels y; all of them for None."""
+    if size is not None and size > len(y):
+        raise DataError(f"--{name}-size {size}: there are {len(y)} {name} images")
+    keep = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:size or len(y)]  # (n,)
+    return _read([x[i] for i in keep]) if isinstance(x, list) else x[keep], y[keep]  # (n, C_in, H, W), (n,)
 
 
 def mean_std(x):

@@ -19,7 +19,7 @@ import groups
 from groups import bundle, fibers
 
 
-def info_nce(y1, y2, tau=0.1, denominator="paper"):
+def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
     """InfoNCE as Eq. 2 prints it.  y1, y2 (B, D): the two views, any scale, any float dtype → scalar float32/64.
 
         -1/N Σ_i log [ exp(sim(y1_i, y2_i)/τ) / Σ_{k≠i} Σ_{j,l ∈ {1,2}} exp(sim(yj_i, yl_k)/τ) ]
@@ -27,6 +27,7 @@ def info_nce(y1, y2, tau=0.1, denominator="paper"):
     The positive is not in the denominator, and both views of i share it: at chance the loss is log 4(N-1).
     denominator="ntxent" is SimCLR's: each view of i is an anchor by itself, with all 2N-1 others below the
     fraction line, its positive included: at chance log(2N-1).
+    sim is the cosine, or with W (D, D) DIM(L)'s log-bilinear model y1ᵀ W y2 on y as it is (Eq. 5, Appendix C).
     Memory: (2B, 2N) float32 matrices, 256 MiB each at N = 4096 in one process: with the backward pass 1.7 GiB at the
     peak (tests/bench.py); never N × N × D.  Raises ValueError for fewer than two examples, since nothing is then k ≠ i."""
     if denominator not in ("paper", "ntxent"):
@@ -34,13 +35,15 @@ def info_nce(y1, y2, tau=0.1, denominator="paper"):
     b = len(y1)
     with torch.autocast(y1.device.type, enabled=False):  # half precision ends here: τ = 0.1 asks for e^±10
         y = torch.stack([y1, y2])  # (2, B, D)
-        y = F.normalize(y if y.dtype == torch.float64 else y.float(), dim=-1)  # (2, B, D)
+        y = y if y.dtype == torch.float64 else y.float()  # (2, B, D)
+        y = F.normalize(y, dim=-1) if W is None else y  # (2, B, D)
         everyone, first = gather(y)  # (2, N, D): columns; this rank's examples start at `first`
         n = everyone.shape[1]
         if n < 2:
             raise ValueError("a contrastive loss needs at least two examples")
-        logits = (y.flatten(0, 1) / tau) @ everyone.flatten(0, 1).T  # (2B, 2N)
-        positive = (y[0] * y[1]).sum(-1) / tau  # (B,)
+        y = (y if W is None else y @ W) / tau  # (2, B, D): yᵀW, for sim(y_i, y_k) = y_iᵀ W y_k
+        logits = y.flatten(0, 1) @ everyone.flatten(0, 1).T  # (2B, 2N)
+        positive = (y[0] * everyone[1, first:first + b]).sum(-1)  # (B,)
         logits = logits.view(2, b, 2, n)  # (view j, i, view l, k)
         rows = torch.arange(b, device=y.device)  # (B,)
         for j in range(2):
@@ -93,6 +96,20 @@ def bundles(f, x, base, group):
     return z.unflatten(1, (m, -1)).transpose(0, 1)  # (m, M, n·C)
 
 
+def regress(p1, p2, y1, y2):
+    """BYOL (Grill et al. 2020, Eq. 2) and SimSiam (Chen & He 2021): no negatives, one view predicts the other.
+
+        1/N Σ_i [ 1 - cos(p1_i, y2_i) ] + [ 1 - cos(p2_i, y1_i) ],    0 … 4, 2 at chance
+
+    p1, p2 (B, D): predictions q(y) of the network that learns; y1, y2 (B, D): the views that they should meet, no
+    gradient (of a slow copy of the network for BYOL, of the network itself for SimSiam) → scalar float32/64."""
+    up = lambda y: y if y.dtype == torch.float64 else y.float()  # half precision ends here
+    with torch.autocast(p1.device.type, enabled=False):
+        one = 1 - F.cosine_similarity(up(p1), up(y2).detach())  # (B,)
+        two = 1 - F.cosine_similarity(up(p2), up(y1).detach())  # (B,)
+        return (one + two).mean()
+
+
 def a_ssl(f, h, x, group, g0, g1, g2, map_group=None):
     """Eq. 2, the two views: h(f(T_g1 x)(g0)) and h(f(T_g2 x)(g0)).
 
@@ -109,6 +126,17 @@ def h_ssl(f, h, x, group, g0, g1, g2):
     """Eq. 3, the two views: h(f(x)(g1⁻¹·g0)) and h(f(x)(g2⁻¹·g0)).  Arguments and result as in `a_ssl`."""
     base = torch.stack([group.shift_base(g1, g0), group.shift_base(g2, g0)], 1)  # (B, 2, |g0|): two base spaces …
     y = bundles(f, x, base, group).flatten(0, 1)  # … of one image: (2B, |g0|·C)
+    return h(y).chunk(2)  # (B, D) twice
+
+
+def hybrid(f, h, x, group, g0, g1, g2, images, a1, a2):
+    """Appendix A: both at once, h(f(T_a1 x)(g1⁻¹·g0)) and h(f(T_a2 x)(g2⁻¹·g0)).
+
+    `images` moves pixels by a1, a2 (B,), as Eq. 2 does, where f's lifted axis knows nothing of it; `group` moves the
+    base space by g1, g2 (B,), as Eq. 3 does.  The other arguments and the result as in `a_ssl`."""
+    x12 = torch.cat([images.T(x, a1), images.T(x, a2)])  # (2B, C_in, H, W): two images …
+    base = torch.cat([group.shift_base(g1, g0), group.shift_base(g2, g0)])[:, None]  # … and two base spaces
+    y = bundles(f, x12, base, group)[0]  # (2B, |g0|·C)
     return h(y).chunk(2)  # (B, D) twice
 
 
@@ -131,8 +159,9 @@ class Draws:
 
     A-SSL: T_g1 and T_g2 uniform among the augmentations (translation: up to ±20 % of the size), one place for g0,
     shared by both views.  H-SSL: g1 and g2 uniform among the places that g0 has, at most max_distance apart.
+    Hybrid: as H-SSL, and a1, a2 two translations of the image.
 
-    loss "assl" | "hssl"; group "trans" | "rot" | "scale" | "rotscale"; structured: whether the group acts on z, or z
+    loss "assl" | "hssl" | "hybrid"; group "trans" | "rot" | "scale" | "rotscale"; structured: whether the group acts on z, or z
     only has `order` numbered elements (Table 2); size: H of the images; positions, stride: H' of z and the pixels
     between two positions; base_size: |g0|.
     Attributes: images, map (the group as it acts on x and on z), g0.  Raises ValueError as `groups.pairs` does."""
@@ -148,16 +177,21 @@ class Draws:
             self.map = groups.Translation(positions, positions, stride)
         self.g0 = self.map.base_space(base_size)  # (|g0|,)
         self.places, self.allowed = groups.pairs(self.map, self.g0, max_distance, distance)
+        if loss == "hybrid":
+            if group == "trans":
+                raise ValueError("a hybrid translates the image and moves along another group: take rot, scale or rotscale")
+            self.images = groups.Translation(size, size)
         self.augmentations = torch.arange(self.images.order)  # (|G|,)
-        if group == "trans":
+        if self.images.spatial:
             dy, dx = self.images.signed(self.augmentations)
             self.augmentations = self.augmentations[torch.maximum(dy.abs(), dx.abs()) <= int(0.2 * size)]
 
     def __call__(self, batch, generator=None):
-        """→ g0 (B, |g0|), g1 (B,), g2 (B,) long, on the CPU."""
-        if self.loss == "hssl":
-            return self.g0.expand(batch, -1), *groups.sample(self.places, self.allowed, batch, generator)
+        """→ g0 (B, |g0|), g1 (B,), g2 (B,) long, on the CPU; for a hybrid a1 and a2 (B,) as well."""
         pick = lambda elements: elements[torch.randint(len(elements), (batch,), generator=generator)]  # (B,)
+        if self.loss in ("hssl", "hybrid"):
+            views = self.g0.expand(batch, -1), *groups.sample(self.places, self.allowed, batch, generator)
+            return views if self.loss == "hssl" else (*views, pick(self.augmentations), pick(self.augmentations))
         return self.map.shift_base(pick(self.places), self.g0), pick(self.augmentations), pick(self.augmentations)
 
     def equivariance(self, f, x):
@@ -176,7 +210,7 @@ class Draws:
 
 def chance(n, denominator="paper"):
     """InfoNCE when every similarity is alike, N examples: the log of the number of terms below the fraction line."""
-    return math.log(4 * (n - 1) if denominator == "paper" else 2 * n - 1)
+    return math.log(2 * n - 1 if denominator == "ntxent" else 4 * (n - 1))
 
 
 @torch.no_grad()

@@ -95,7 +95,7 @@ def open_run(folder, data_dir=None):
         state = torch.load(os.path.join(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)["model"]
     except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
         raise ProbeError(f"{folder} holds no finished run ({type(error).__name__}): name a folder that train.py wrote") from None
-    images = data.load(config["dataset"], data_dir or "data", config["train_size"], config["seed"])
+    images = data.load(config["dataset"], data_dir or "data", config["train_size"], config["seed"], config.get("test_size"))
     mean, std = data.mean_std(images.train_x)
     f, _, classifier = backbones.build(images.kind, config["group"], config["backbone"], config["width"], images.classes,
                                        images.train_x.shape[-1], images.train_x.shape[1], mean, std, config["base_size"])

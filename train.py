@@ -15,6 +15,7 @@ run goes on bit for bit without a random state in the checkpoint.
 """
 import argparse
 import contextlib
+import copy
 import ctypes
 import datetime
 import json
@@ -25,6 +26,12 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: nothing keeps two runs out of one folder there
+    fcntl = None
 
 import torch
 import torch.distributed as dist
@@ -86,8 +93,12 @@ def parse(argv=None):
     p.add_argument("--dataset", choices=PRESETS, default="mnist5k", help="mnist5k needs no download (default)")
     p.add_argument("--data-dir", default="data", help="where the images are, or go (default data)")
     p.add_argument("--train-size", type=number(int, 2), metavar="N", help="only the first N of a seeded shuffle")
+    p.add_argument("--test-size", type=number(int, 1), metavar="N", help="the same of the test images, whatever the seed")
     p.add_argument("--group", choices=("trans", "rot", "scale", "rotscale"), default="scale", help="whose action is studied (default scale)")
-    p.add_argument("--loss", choices=("hssl", "assl", "supervised", "frozen"), default="hssl", help="Eq. 3 (default), Eq. 2, labels, or no training")
+    p.add_argument("--loss", choices=("hssl", "assl", "hybrid", "supervised", "frozen"), default="hssl",
+                   help="Eq. 3 (default), Eq. 2, both (translated images, moved bundles), labels, or no training")
+    p.add_argument("--objective", choices=("infonce", "ntxent", "bilinear", "byol", "simsiam"), default="infonce",
+                   help="what compares the views: InfoNCE as Eq. 2 prints it (default), SimCLR's, DIM(L)'s, or no negatives")
     p.add_argument("--backbone", choices=("equivariant", "cnn", "mlp"), default="equivariant", help="cnn and mlp are Table 2's, without structure")
     p.add_argument("--epochs", type=number(int, 0), help="passes over the training images")
     p.add_argument("--batch-size", type=number(int, 2), help="global: shared among all processes")
@@ -95,7 +106,6 @@ def parse(argv=None):
     p.add_argument("--warmup-epochs", type=number(float, 0), help="linear warm-up before the cosine")
     p.add_argument("--weight-decay", type=number(float, 0), default=1e-4, help="default 1e-4; never on biases and norms")
     p.add_argument("--tau", type=number(float, 0, open_low=True), default=0.1, help="temperature (default 0.1)")
-    p.add_argument("--denominator", choices=("paper", "ntxent"), default="paper", help="of InfoNCE: as Eq. 2 prints it, or SimCLR's")
     p.add_argument("--base-size", type=number(int, 1), default=1, help="|g0|, fibers in a bundle (default 1)")
     p.add_argument("--max-distance", type=number(float, 0), help="largest distance between the two bundles of a pair (hssl)")
     p.add_argument("--distance", choices=("euclidean", "topological"), default="euclidean", help="which distance (default euclidean, squared)")
@@ -103,6 +113,7 @@ def parse(argv=None):
     p.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto", help="mixed precision (default auto: where the hardware has it)")
     p.add_argument("--seed", type=number(int, 0, 2 ** 31), default=0)
     p.add_argument("--out", help="run folder (default runs/<a readable name>)")
+    p.add_argument("--experiment", metavar="NAME", help="add the result to results/NAME.jsonl, unless it is there; goes on with what was broken off")
     p.add_argument("--checkpoint-minutes", type=number(float, 0), default=10, help="and at every epoch's end (default 10)")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out")
     args = p.parse_args(argv)
@@ -111,10 +122,14 @@ def parse(argv=None):
             setattr(args, name, value)
     if args.loss == "frozen":
         args.epochs = 0
-    if args.max_distance is not None and args.loss != "hssl":
+    if args.max_distance is not None and args.loss not in ("hssl", "hybrid"):
         raise UsageError("--max-distance is about H-SSL's two bundles: take it away, or take --loss hssl")
-    args.out = args.out or os.path.join("runs", "-".join(
-        [args.dataset, args.group, args.loss, args.backbone, f"seed{args.seed}"]))
+    name = [args.dataset, args.group, args.loss, args.backbone, f"seed{args.seed}"]
+    if args.experiment:  # many runs, told apart by all their flags
+        name = [args.experiment, *name, f"{zlib.crc32(json.dumps(config_of(args)).encode()):08x}"]
+    args.out = args.out or os.path.join("runs", "-".join(name))
+    args.resume |= bool(args.experiment) and os.path.exists(os.path.join(args.out, "config.json"))
+    args.defaults = {k: p.get_default(k) for k in config_of(args)}
     return args
 
 
@@ -260,19 +275,48 @@ class Objective(nn.Module):
     def __init__(self, args, f, h, classifier, draws):
         super().__init__()
         self.args, self.draws, self.f, self.h, self.classifier = args, draws, f, h, classifier
-        h.requires_grad_(args.loss in ("assl", "hssl"))
+        h.requires_grad_(args.loss not in ("supervised", "frozen"))
         classifier.requires_grad_(args.loss == "supervised")  # otherwise detached: probe.py trains its linear layer
+        if args.loss in ("supervised", "frozen"):
+            return
+        d = h[-1].num_features  # D
+        if args.objective == "bilinear":
+            self.W = nn.Parameter(torch.eye(d) / d)  # at first a cosine, of y with unit variance
+        if args.objective in ("byol", "simsiam"):
+            self.q = nn.Sequential(nn.Linear(d, d, bias=False), nn.BatchNorm1d(d), nn.ReLU(), nn.Linear(d, d))  # predictor
+        if args.objective == "byol":
+            self.target = copy.deepcopy(nn.ModuleList([f, h])).requires_grad_(False)
 
-    def forward(self, x, labels, g0, g1, g2):
-        args, draws = self.args, self.draws
+    def views(self, f, h, x, draws):
+        if self.args.loss == "assl":
+            return losses.a_ssl(f, h, x, self.draws.images, *draws, self.draws.map)  # (B, D) twice
+        if self.args.loss == "hybrid":
+            return losses.hybrid(f, h, x, self.draws.map, *draws[:3], self.draws.images, *draws[3:])  # (B, D) twice
+        return losses.h_ssl(f, h, x, self.draws.map, *draws)  # (B, D) twice
+
+    def forward(self, x, labels, *draws):
+        args = self.args
         if args.loss == "supervised":
             logits = self.classifier(self.f(x))  # (B, classes)
             return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels), None, None
-        if args.loss == "assl":
-            y1, y2 = losses.a_ssl(self.f, self.h, x, draws.images, g0, g1, g2, draws.map)  # (B, D) twice
+        y1, y2 = self.views(self.f, self.h, x, draws)  # (B, D) twice
+        if args.objective in ("byol", "simsiam"):
+            t1, t2 = y1, y2
+            if args.objective == "byol":
+                with torch.no_grad():
+                    t1, t2 = self.views(*self.target, x, draws)  # (B, D) twice
+            loss = losses.regress(self.q(y1), self.q(y2), t1, t2)
         else:
-            y1, y2 = losses.h_ssl(self.f, self.h, x, draws.map, g0, g1, g2)  # (B, D) twice
-        return losses.info_nce(y1, y2, args.tau, args.denominator), y1.detach(), y2.detach()
+            loss = losses.info_nce(y1, y2, args.tau, "ntxent" if args.objective == "ntxent" else "paper", getattr(self, "W", None))
+        return loss, y1.detach(), y2.detach()
+
+    @torch.no_grad()
+    def follow(self, momentum=0.99):
+        """BYOL's slow copy: target ← m·target + (1 - m)·(f, h), after each step."""
+        if hasattr(self, "target"):
+            pairs = zip(self.target.parameters(), [*self.f.parameters(), *self.h.parameters()])
+            for slow, fast in pairs:
+                slow.lerp_(fast, 1 - momentum)
 
 
 # ---------------------------------------------------------------- the run folder
@@ -318,9 +362,12 @@ def resume(args, run, model, optimizer, scaler):
         raise UsageError(f"can't resume: refused {' and '.join(refused)}; nothing was changed, take another --out to start anew")
 
 
+NOT_CONFIG = ("resume", "out", "data_dir", "checkpoint_minutes", "experiment", "defaults", "lock")
+
+
 def config_of(args):
     """What must be equal for a run to go on: every flag but where it lies and how it is started."""
-    return {k: v for k, v in sorted(vars(args).items()) if k not in ("resume", "out", "data_dir", "checkpoint_minutes")}
+    return {k: v for k, v in sorted(vars(args).items()) if k not in NOT_CONFIG}
 
 
 def open_folder(args):
@@ -330,6 +377,7 @@ def open_folder(args):
         raise UsageError(f"{args.out} holds no run to go on with: take --resume away")
     try:
         os.makedirs(args.out, exist_ok=True)
+        hold(args)
         if os.path.exists(path):
             if not args.resume:
                 raise UsageError(f"{args.out} already holds a run: --resume to go on with it, or another --out")
@@ -345,6 +393,48 @@ def open_folder(args):
             write_json(path, dict(config=config, argv=sys.argv, code=code_version(), torch=torch.__version__))
     except OSError as error:
         raise UsageError(f"can't write into {args.out} ({error.strerror}): take another --out") from None
+
+
+def hold(args):
+    """Keep the run folder to this process until it ends, however it ends.  Raises UsageError."""
+    if fcntl:
+        args.lock = open(os.path.join(args.out, "lock"), "w")
+        try:
+            fcntl.flock(args.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process is at work in {args.out}: wait for it, or take another --out") from None
+
+
+def results_of(experiment):
+    """The finished runs of results/EXPERIMENT.jsonl: a list of dicts, one a line; a torn line counts for nothing."""
+    path, rows = os.path.join("results", f"{experiment}.jsonl"), []
+    for line in open(path) if os.path.exists(path) else ():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def listed(args):
+    """Whether this run's result is in results/ already; one that another experiment has is listed here as well."""
+    files = sorted(os.listdir("results")) if os.path.isdir("results") else []
+    names = [args.experiment] + [n[:-6] for n in files if n.endswith(".jsonl") and n[:-6] != args.experiment]
+    config = config_of(args)
+    for name in names:
+        for row in results_of(name):
+            old = row["config"]  # a flag that is newer than the row had its default
+            if all(old.get(k, args.defaults[k]) == v for k, v in config.items()):
+                if name != args.experiment:
+                    list_result(args, row)
+                print(f"{args.experiment}: seed {args.seed} of {args.loss} is there, top-1 {row['top1']:.2f} %")
+                return True
+    return False
+
+
+def list_result(args, result):
+    """Append one line to results/EXPERIMENT.jsonl."""
+    os.makedirs("results", exist_ok=True)
+    with open(os.path.join("results", f"{args.experiment}.jsonl"), "a") as file:
+        file.write(json.dumps(dict(result, experiment=args.experiment)) + "\n")
 
 
 def write_json(path, value):
@@ -392,8 +482,10 @@ def draw_curves(folder):
 # ---------------------------------------------------------------- the run
 def main(argv=None):
     args = parse(argv)
+    if args.experiment and listed(args):
+        return
     where = setup(args)
-    images = data.load(args.dataset, args.data_dir, args.train_size, args.seed)
+    images = data.load(args.dataset, args.data_dir, args.train_size, args.seed, args.test_size)
     n, c_in, size = len(images.train_x), images.train_x.shape[1], images.train_x.shape[-1]
     if args.batch_size > n:
         raise UsageError(f"--batch-size {args.batch_size} is more than the {n} training images: take at most {n}")
@@ -431,13 +523,17 @@ def main(argv=None):
 
     train(args, where, run, images, model, optimizer, scaler)
 
+    started = time.time()
     if where.rank == 0:  # the detached classifier, on frozen features
         result = probe.evaluate(f, classifier, images, where.device, where.dtype, args.seed, quiet=False)
-        result |= dict(dataset=args.dataset, group=args.group, loss=args.loss, backbone=args.backbone, epochs=args.epochs,
-                       seed=args.seed, parameters=sum(p.numel() for p in f.parameters()),
-                       train_seconds=round(run.seconds, 2), processes=where.world, code=code_version(),
-                       images_per_second=round(run.steps * args.batch_size / run.seconds, 1) if run.seconds else None)
+        result |= dict(equivariance_error=draws.equivariance(f, images.test_x[:256].to(where.device).float() / 255),
+                       parameters=sum(p.numel() for p in f.parameters()), train_seconds=round(run.seconds, 2),
+                       seconds=round(time.time() - started + run.seconds, 2), processes=where.world,
+                       images_per_second=round(run.steps * args.batch_size / run.seconds, 1) if run.seconds else None,
+                       code=code_version(), torch=torch.__version__, threads=torch.get_num_threads(), config=config_of(args))
         write_json(os.path.join(args.out, "result.json"), result)
+        if args.experiment:
+            list_result(args, result)
         print(f"top-1 {result['top1']:.2f} %   kNN {result['knn']:.2f} %   trained {run.seconds:.0f} s   {args.out}", flush=True)
     if where.world > 1:
         dist.barrier()
@@ -473,6 +569,7 @@ def train(args, where, run, images, model, optimizer, scaler):
                              "kept: take a smaller --lr, more --warmup-epochs, or --amp off")
         scaler.step(optimizer)
         scaler.update()
+        model.follow()
         run.step += 1
         run.seconds = before + time.time() - started
         stop, last = any_rank(asked["signal"], where), run.step == run.steps
@@ -485,7 +582,7 @@ def train(args, where, run, images, model, optimizer, scaler):
                             lr=optimizer.param_groups[0]["lr"], seconds=round(run.seconds, 2),
                             images_per_second=round(run.step * args.batch_size / run.seconds, 1))
                 if y1 is not None:
-                    line |= dict(losses.diagnostics(y1, y2), chance=losses.chance(args.batch_size, args.denominator),
+                    line |= dict(losses.diagnostics(y1, y2), chance=2 if args.objective in ("byol", "simsiam") else losses.chance(args.batch_size, args.objective),
                                  equivariance_error=model.draws.equivariance(model.f, x_all[:32].float() / 255))
                 log.write(json.dumps(line) + "\n")
                 log.flush()

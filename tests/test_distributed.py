@@ -55,9 +55,11 @@ def close(ours, theirs, floor=1e-12):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("loss, group", [("hssl", "rot"), ("assl", "trans"), ("hssl", "scale"), ("supervised", "rot")])
-def test_many_processes_equal_one(tmp_path, world, loss, group):
-    args = argparse.Namespace(loss=loss, group=group, tau=0.1, denominator="paper")
+@pytest.mark.parametrize("loss, group, objective", [
+    ("hssl", "rot", "infonce"), ("assl", "trans", "infonce"), ("hssl", "scale", "infonce"), ("supervised", "rot", "infonce"),
+    ("hybrid", "scale", "bilinear"), ("hssl", "rot", "byol"), ("assl", "rot", "simsiam")])
+def test_many_processes_equal_one(tmp_path, world, loss, group, objective):
+    args = argparse.Namespace(loss=loss, group=group, tau=0.1, objective=objective)
     expected_loss, grads, state = one_step(0, 1, args)
     mp.spawn(worker, (world, args, str(tmp_path)), nprocs=world)
     for rank in range(world):

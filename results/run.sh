@@ -1,0 +1,43 @@
+#!/bin/sh
+# Every run behind the README's tables and figures:  DATA=data sh results/run.sh table1 table2 …   (no names: all)
+# A run that is in results/*.jsonl is skipped and one that was broken off goes on, so stop and start it as you like.
+# Start it twice, with OMP_NUM_THREADS=1, to use two cores better: a run that another process holds is passed over.
+# The budget is two CPU cores'; the paper's is  torchrun --nproc_per_node=8 train.py --dataset D --group G --loss L --seed S
+DATA=${DATA:-data}
+TUNED="--lr 2 --warmup-epochs 0.25 --batch-size 256"
+MNIST="--dataset mnist   --train-size 10000 --test-size 5000 --epochs 3 $TUNED"
+CIFAR="--dataset cifar10 --train-size 4096  --test-size 2000 --epochs 2 $TUNED --width 0.125"
+TIN="--dataset tiny-imagenet --train-size 4096 --test-size 2000 --epochs 2 $TUNED --width 0.125"
+
+run() { python train.py --data-dir "$DATA" --experiment $name --seed $seed "$@"; }
+
+table1() {
+    for loss in hssl assl frozen supervised; do
+        for group in scale rot trans; do run $CIFAR --group $group --loss $loss; done
+        for group in scale rot trans; do run $MNIST --group $group --loss $loss; done
+        for group in scale rot;       do run $TIN   --group $group --loss $loss; done
+    done
+}
+
+table2() {
+    for loss in hssl assl frozen supervised; do
+        run $MNIST --group trans --loss $loss --backbone mlp
+        run $MNIST --group scale --loss $loss --backbone cnn --width 0.25
+        run $CIFAR --group scale --loss $loss --backbone cnn --width 0.0625
+    done
+}
+
+figure2_left() {
+    for n in 1 2 3;             do run $CIFAR --group rot   --base-size $n; done
+    for n in 1 2 3 4 5;         do run $CIFAR --group scale --base-size $n; done
+    for n in 1 4 9 16 25 36 42; do run $CIFAR --group trans --base-size $n; done
+}
+
+figure2_right() {
+    for d in 1 2 4 8 18 32 98; do run $MNIST --group trans --max-distance $d; done
+    for d in 1 2 4 8 18 32;    do run $MNIST --group trans --max-distance $d --distance topological; done
+}
+
+for name in ${@:-table1 table2 figure2_right figure2_left}; do
+    for seed in ${SEEDS:-0 1 2}; do $name; done
+done
