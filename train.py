@@ -528,7 +528,7 @@ def main(argv=None):
         result = probe.evaluate(f, classifier, images, where.device, where.dtype, args.seed, quiet=False)
         result |= dict(equivariance_error=draws.equivariance(f, images.test_x[:256].to(where.device).float() / 255),
                        parameters=sum(p.numel() for p in f.parameters()), train_seconds=round(run.seconds, 2),
-                       seconds=round(time.time() - started + run.seconds, 2), processes=where.world,
+                       seconds=round(time.time() - started + run.seconds, 2), cpu_seconds=round(time.process_time(), 1), processes=where.world,
                        images_per_second=round(run.steps * args.batch_size / run.seconds, 1) if run.seconds else None,
                        code=code_version(), torch=torch.__version__, threads=torch.get_num_threads(), config=config_of(args))
         write_json(os.path.join(args.out, "result.json"), result)
