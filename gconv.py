@@ -18,10 +18,10 @@ image asks for N = 2·B and pays for no more.
 
 Two exact forms of one linear map, and the layer takes the cheaper one (tests/bench.py measures both):
     (W·B) ∗ x   synthesise the k × k kernel, then convolve            few output channels, or a complete basis
-    W·(B ∗ x)   filter with the fixed basis, then mix with W          C_out·k² > 2000: up to six times as fast
-The second turns every output position into the e × e patch of its Hermite coefficients (its "jet"), two
-matrix products since ψ_ab is separable, and then W is an e × e convolution with stride e on those patches:
-e² = 9 instead of k² = 49 multiply-adds a weight pair, whatever the scale, and no kernel to synthesise.
+    W·(B ∗ x)   filter with the fixed basis, then mix with W          C_out·k² > 1000: up to six times as fast
+The second turns every output position into its e² Hermite coefficients (its "jet"), two matrix products
+since ψ_ab is separable, and then W is a 1 × 1 convolution on them: e² = 9 instead of k² = 49 multiply-adds
+a weight pair, whatever the scale, and no kernel to synthesise.
 """
 import functools
 import warnings
@@ -76,7 +76,7 @@ def jet_matrix(basis_key, s, size, stride, padding, dtype, device):
     """The filter bank of one axis as a banded matrix: row (i, n) is b_n centred on output i.
 
     basis_key: the arguments of `hermite_gaussian`; s: the scale's place in the list.
-    (e·H', H) with H' = (size + 2·padding - k)//stride + 1; outside the image is 0, as in any padded conv."""
+    (H'·e, H) with H' = (size + 2·padding - k)//stride + 1; outside the image is 0, as in any padded conv."""
     b = hermite_gaussian(*basis_key)[s]  # (e, k_s)
     e, k_s = b.shape
     positions = (size + 2 * padding - basis_key[0]) // stride + 1
@@ -89,17 +89,18 @@ def jet_matrix(basis_key, s, size, stride, padding, dtype, device):
 
 
 def jets(y, basis_key, s, stride, padding):
-    """B ∗ y: every output position becomes the e × e patch of its Hermite coefficients, at its own scale.
+    """B ∗ y: the e² Hermite coefficients ("jet") of every channel around every output position, at scale number s.
 
-    y (N, C, H, W) → (N, C, e·H', e·W'), channels last in memory."""
+    y (N, C, H, W) → (N, e²·C, H', W'), channels last in memory and in the order (b, a, C) of ψ_ab(y, x)."""
     n, c, height, width = y.shape
     key = (stride, padding, y.dtype, y.device)
-    rows = jet_matrix(basis_key, s, height, *key)  # (e·H', H)
-    cols = jet_matrix(basis_key, s, width, *key)  # (e·W', W)
-    y = channels_last(y).reshape(n, height, width * c)  # (N, H, W·C)
-    y = torch.matmul(rows, y).view(n * len(rows), width, c)  # (N·e·H', W, C)
-    y = torch.matmul(cols, y).view(n, len(rows), len(cols), c)  # (N, e·H', e·W', C)
-    return y.permute(0, 3, 1, 2)  # (N, C, e·H', e·W')
+    rows = jet_matrix(basis_key, s, height, *key)  # (H'·e, H)
+    cols = jet_matrix(basis_key, s, width, *key)  # (W'·e, W)
+    e = basis_key[1]
+    y = torch.matmul(rows, channels_last(y).reshape(n, height, width * c))  # (N, H'·e, W·C)
+    y = y.view(-1, e, width, c).transpose(1, 2).reshape(-1, width, e * c)  # (N·H', W, e·C)
+    y = torch.matmul(cols, y).view(n, len(rows) // e, len(cols) // e, e * e * c)  # (N, H', W', e·e·C)
+    return y.permute(0, 3, 1, 2)  # (N, e²·C, H', W')
 
 
 # ---------------------------------------------------------------- the group axis, folded into the batch
@@ -147,7 +148,7 @@ class GConv(nn.Module):
     or the turned image is sampled at other places: a warning says so once, and names sizes that are right.
     """
 
-    mix_from = 2000  # C_out·k², from which W·(B ∗ x) is the cheaper form
+    mix_from = 1000  # C_out·k², from which W·(B ∗ x) is the cheaper form
 
     def __init__(self, c_in, c_out, kernel_size, effective_size=None, scales=(1.0,), rotations=1,
                  stride=1, padding=0, bias=False, extent=1):
@@ -191,6 +192,10 @@ class GConv(nn.Module):
         offsets = [k for k, _ in self.neighbours(g)]
         return turn(self.weight[:, offsets].flatten(1, 2), g % self.rotations)
 
+    def mixer(self, g):
+        """W, the coefficients at element g in the order of `jets`: (C_out, e²·n·C_in, 1, 1)."""
+        return self.coefficients(g).permute(0, 3, 2, 1).flatten(1)[..., None, None]
+
     def kernel(self, g):
         """W·B, the kernel at element g in pixels: (C_out, n·C_in, k_s, k_s)."""
         b = hermite_gaussian(*self.basis_key)[g // self.rotations].to(self.weight)  # (e, k_s)
@@ -204,7 +209,7 @@ class GConv(nn.Module):
 
     def filters(self):
         """Per element what its form convolves with; kept while nothing is learned, never saved."""
-        make = lambda g: self.coefficients(g) if self.mixes(g) else self.kernel(g)
+        make = lambda g: self.mixer(g) if self.mixes(g) else self.kernel(g)
         if torch.is_grad_enabled() and self.weight.requires_grad:
             return [make(g) for g in range(self.order)]
         state = (self.weight._version, self.weight.data_ptr(), self.weight.dtype)
@@ -215,8 +220,7 @@ class GConv(nn.Module):
     def one(self, y, w, g):
         """The convolution at one element: y (N, n·C_in, H, W), w from `filters` → (N, C_out, H', W')."""
         if self.mixes(g):  # W·(B ∗ y)
-            patches = jets(y, self.basis_key, g // self.rotations, self.stride, self.padding)  # (N, n·C_in, e·H', e·W')
-            return F.conv2d(patches, w, self.bias, stride=self.effective_size)
+            return F.conv2d(jets(y, self.basis_key, g // self.rotations, self.stride, self.padding), w, self.bias)
         inner = self.padding - (self.kernel_size - w.shape[-1]) // 2  # padding for this scale's own support
         if inner < 0:
             y, inner = F.pad(y, [inner] * 4), 0

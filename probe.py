@@ -1,6 +1,7 @@
 """What a finished run has learned: a detached classifier and k nearest neighbours on frozen features.
 
     python probe.py runs/mnist5k-scale-hssl-equivariant-seed0     # probe the run again: prints and writes top-1
+    python probe.py --table table1                                # a table of the paper from results/table1.jsonl
 
 Needs two siblings: backbones.py and data.py (and what they need).  The classifier is Appendix B's: on MNIST one more
 group convolution, the maximum over the group, a linear layer.  It is *detached*: the linear layer alone learns, no
@@ -89,26 +90,45 @@ class ProbeError(Exception):
 
 
 def open_run(folder, data_dir=None):
-    """A finished run's folder → f with its weights, a fresh classifier, its images, its configuration."""
+    """A finished run's folder → f with its weights, a fresh classifier, its images, its configuration.
+
+    Raises ProbeError where the folder holds something else, data.DataError where the images are not there."""
     try:
-        config = json.load(open(os.path.join(folder, "config.json")))["config"]
+        config = dict(json.load(open(os.path.join(folder, "config.json")))["config"])
+        wanted = [config[k] for k in ("dataset", "train_size", "seed", "group", "backbone", "width", "base_size")]
         state = torch.load(os.path.join(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)["model"]
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
+    except Exception as error:  # missing, truncated, foreign, hostile: torch has many names for it
         raise ProbeError(f"{folder} holds no finished run ({type(error).__name__}): name a folder that train.py wrote") from None
-    images = data.load(config["dataset"], data_dir or "data", config["train_size"], config["seed"], config.get("test_size"))
+    dataset, train_size, seed, group, backbone, width, base_size = wanted
+    images = data.load(dataset, data_dir or "data", train_size, seed, config.get("test_size"))
     mean, std = data.mean_std(images.train_x)
-    f, _, classifier = backbones.build(images.kind, config["group"], config["backbone"], config["width"], images.classes,
-                                       images.train_x.shape[-1], images.train_x.shape[1], mean, std, config["base_size"])
-    for name, module in (("f.", f), ("classifier.", classifier)):
-        module.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})  # strict: every weight
+    try:
+        f, _, classifier = backbones.build(images.kind, group, backbone, width, images.classes, images.train_x.shape[-1],
+                                           images.train_x.shape[1], mean, std, base_size)
+        for name, module in (("f.", f), ("classifier.", classifier)):
+            module.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})  # strict: every weight
+    except (RuntimeError, ValueError, TypeError, AttributeError):
+        raise ProbeError(f"{folder}/checkpoint.pt has not the weights of the run in config.json: name another folder, "
+                         "or the --data-dir that it was trained on") from None
     return f, classifier, images, config
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("run", help="a run folder of train.py")
+    p.add_argument("run", nargs="?", help="a run folder of train.py")
     p.add_argument("--data-dir", help="where the images are (default data)")
+    p.add_argument("--table", metavar="NAME", help="print a table from results/: table1, table2, figure2_left, figure2_right, claims, gap …")
+    p.add_argument("--write", metavar="FILE", help="put all tables into a Markdown file, between its marks, and draw the pictures")
     args = p.parse_args()
+    if args.table or args.write:
+        from results import tables
+        try:
+            tables.show(args.table, args.write)
+        except (OSError, ValueError) as error:
+            raise ProbeError(str(error)) from None
+        return
+    if not args.run:
+        p.error("name a run folder of train.py, or --table NAME")
     f, classifier, images, config = open_run(args.run, args.data_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result = evaluate(f.to(device), classifier.to(device), images, device, None, config["seed"], quiet=False)

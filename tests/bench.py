@@ -240,7 +240,7 @@ def part_forms(rows, quick):
             conv.mix_from = 0
 
             def mixed():
-                return conv.one(y, conv.coefficients(g).to(dtype), g)
+                return conv.one(y, conv.mixer(g).to(dtype), g)
 
             def synthesised():
                 return F.conv2d(y, conv.kernel(g).to(dtype), stride=stride, padding=k // 2)

@@ -1,0 +1,257 @@
+"""The paper's tables and figures from finished runs: results/*.jsonl → Markdown and pictures.
+
+    python probe.py --table table1          # print one: table1, table2, figure2_left, figure2_right, claims, gap, …
+    python probe.py --write README.md       # put all of them into the README, between its marks, and draw the pictures
+
+Every number is a mean over seeds with their standard deviation, or a paired difference over seeds with its 95 %
+confidence interval.  The runs are results/run.sh's; the paper's numbers are in results/paper.json.
+"""
+import json
+import math
+import os
+import re
+import statistics
+
+LOSSES = {"assl": "A-SSL (Eq. 2)", "hssl": "H-SSL (Eq. 3)", "hybrid": "both (App. A)", "frozen": "frozen", "supervised": "supervised"}
+NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10 (JPEG copy)", "tiny-imagenet": "Tiny ImageNet (100 images a class)",
+         "mnist5k": "5,000 MNIST digits", "rot": "rotation", "trans": "translation", "scale": "scale", "rotscale": "rotation × scale",
+         "equivariant": "equivariant", "mlp": "MLP", "cnn": "CNN (6 × CHW)"}
+T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t, two-sided 95 %, by degrees of freedom
+
+
+def rows_of(experiment, folder="results"):
+    """results/EXPERIMENT.jsonl, one dict a run; a torn line, and a second line of one configuration, count for nothing."""
+    rows = {}
+    for line in open(os.path.join(folder, f"{experiment}.jsonl")):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        row["config"].setdefault("objective", "infonce")
+        rows.setdefault(json.dumps(row["config"], sort_keys=True), row)
+    return list(rows.values())
+
+
+def by_seed(rows, key="top1", **config):
+    """{seed: value} of the rows with that configuration."""
+    return {r["config"]["seed"]: r[key] for r in rows if all(r["config"].get(k) == v for k, v in config.items())}
+
+
+def plus_minus(values, sign=""):
+    """Mean and standard deviation over seeds as text, with n if that is not 3."""
+    values = list(values)
+    if len(values) < 2:
+        return f"{values[0]:{sign}.1f} (n = 1)" if values else ""
+    return f"{statistics.mean(values):{sign}.1f} ± {statistics.stdev(values):.1f}" + f" (n = {len(values)})" * (len(values) != 3)
+
+
+def interval(values):
+    """Mean and half-width of its 95 % confidence interval (Student's t over seeds; infinite for one seed)."""
+    values = list(values)
+    if len(values) < 2:
+        return (values[0] if values else math.nan), math.inf
+    return statistics.mean(values), T95[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+
+
+def grid(experiment, folder="results"):
+    """A table in Markdown: a row for each data set, group, backbone and objective, a column a loss, the paper's below ours."""
+    rows = rows_of(experiment, folder)
+    paper = {tuple(p[:3]): p[3:] for p in json.load(open(os.path.join(folder, "paper.json"))).get(experiment, [])}
+    keys = ("dataset", "group", "backbone", "objective")
+    kinds = sorted({tuple(r["config"][k] for k in keys) for r in rows}, key=lambda kind: [list(NAMES).index(n) for n in kind[:3]] + [kind[3]])
+    columns = [loss for loss in LOSSES if any(r["config"]["loss"] == loss for r in rows)]
+    text = ["| top-1, % | " + " | ".join(LOSSES[c] for c in columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    for kind in kinds:
+        name = f"{NAMES[kind[0]]}, {NAMES[kind[1]]}" + f", {NAMES[kind[2]]}" * (kind[2] != "equivariant") + f", {kind[3]}" * (kind[3] != "infonce")
+        cells = [plus_minus(by_seed(rows, loss=c, **dict(zip(keys, kind))).values()) for c in columns]
+        text.append(f"| {name} | " + " | ".join(cells) + " |")
+        published = [paper.get((kind[0], kind[1], c)) for c in columns]
+        if any(published):
+            text.append("| *the paper* | " + " | ".join(f"*{p[0]} ± {p[1]}*" if p else "" for p in published) + " |")
+    return "\n".join([*text, "", budget(rows)])
+
+
+def budget(rows):
+    """What the runs were, in one paragraph."""
+    kinds = {}
+    for r in rows:
+        c = r["config"]
+        what = (f"{NAMES[c['dataset']]}" + f", {NAMES[c['backbone']]}" * (c["backbone"] != "equivariant") +
+                f": {r['train_images']:,} training and {r['test_images']:,} test images, {{}} epochs, width {c['width']:g}")
+        kinds.setdefault(what, set()).add(c["epochs"])
+    hours = sum(r.get("cpu_seconds", r["seconds"] * r["threads"]) for r in rows) / 3600
+    return ("; ".join(what.format(max(epochs)) for what, epochs in sorted(kinds.items()))
+            + f". {len(rows)} runs, {hours:.1f} hours of one CPU core in all.")
+
+
+def series(experiment, folder="results"):
+    """Figure 2: [(label, xs, {x: {seed: top-1}})], against |g0| (figure2_left) or the largest distance (figure2_right)."""
+    x = "base_size" if experiment == "figure2_left" else "max_distance"
+    lines = {}
+    for r in rows_of(experiment, folder):
+        c = r["config"]
+        label = NAMES[c["dataset"]] + ", " + (NAMES[c["group"]] if x == "base_size" else c["distance"])
+        lines.setdefault(label, {}).setdefault(c[x], {})[c["seed"]] = r["top1"]
+    return [(label, sorted(points), points) for label, points in lines.items()]
+
+
+def change(points, x):
+    """%-change of top-1 at x against the first x, seed by seed."""
+    first = points[min(points)]
+    return [100 * (v / first[s] - 1) for s, v in points[x].items() if s in first]
+
+
+def curves(experiment, folder="results"):
+    """Figure 2 as a table in Markdown; see `draw` for the picture."""
+    left = experiment == "figure2_left"
+    text = []
+    for label, xs, points in series(experiment, folder):
+        text += [f"| {label}: {'|g0|'.replace('|', chr(92) + '|') if left else 'largest ‖g1 - g2‖²'} | " + " | ".join(f"{x:g}" for x in xs) + " |", "|---" * (1 + len(xs)) + "|",
+                 "| top-1, % | " + " | ".join(plus_minus(points[x].values()) for x in xs) + " |"]
+        if left:
+            text.append("| change, % | " + " | ".join(plus_minus(change(points, x), "+") for x in xs) + " |")
+        text.append("")
+    return "\n".join([*text, budget(rows_of(experiment, folder))])
+
+
+def claims(folder="results"):
+    """C1 … C5: the paper's claims, each a paired difference over seeds, in points of top-1, with a 95 % interval."""
+    text = ["| claim | measured | difference [95 % interval] | the paper's | verdict |", "|---|---|---|---|---|"]
+    paper = json.load(open(os.path.join(folder, "paper.json")))
+
+    def row(claim, what, a, b, published, verdict):
+        seeds = sorted(a.keys() & b.keys())
+        if not seeds:
+            return
+        mean, half = interval([a[s] - b[s] for s in seeds])
+        span = f"[{mean - half:+.1f}, {mean + half:+.1f}]" if half < math.inf else "[one seed]"
+        told = f"{published:+.1f}" if published is not None else ""
+        text.append(f"| {claim} | {what} | {mean:+.1f} {span} | {told} | {verdict(mean, half) if half < math.inf else 'open: one seed'} |")
+
+    def read(table, *key):
+        found = [p[3] for p in paper[table] if tuple(p[:3]) == key]
+        return found[0] if found else None
+
+    def minus(a, b):
+        return None if a is None or b is None else a - b
+    equal = lambda m, h: "equal within 2 points" if abs(m) + h <= 2 else "differs" if abs(m) > h else "not told apart, and not shown equal"
+    gains = lambda m, h: "holds" if m > h else "fails" if m < -h else "not told apart"
+    not_above = lambda m, h: "holds" if m < -h else "fails" if m > h else "holds: not told apart from frozen"
+    one, two = rows_of("table1", folder), rows_of("table2", folder) if os.path.exists(os.path.join(folder, "table2.jsonl")) else []
+    for data_set in ("mnist", "cifar10", "tiny-imagenet"):
+        for group in ("rot", "trans", "scale"):
+            get = lambda loss, rows=one: by_seed(rows, dataset=data_set, group=group, loss=loss)
+            row("C1 A-SSL ≈ H-SSL", f"A - H, {NAMES[data_set]}, {NAMES[group]}", get("assl"), get("hssl"),
+                minus(read("table1", data_set, group, "assl"), read("table1", data_set, group, "hssl")), equal)
+    for data_set in ("mnist", "cifar10"):
+        row("C2 H-SSL gains from translation to scale", f"H scale - H translation, {NAMES[data_set]}",
+            by_seed(one, dataset=data_set, group="scale", loss="hssl"), by_seed(one, dataset=data_set, group="trans", loss="hssl"),
+            minus(read("table1", data_set, "scale", "hssl"), read("table1", data_set, "trans", "hssl")), gains)
+    for data_set, group, backbone in (("mnist", "trans", "mlp"), ("mnist", "scale", "cnn"), ("cifar10", "scale", "cnn")):
+        get = lambda loss: by_seed(two, dataset=data_set, group=group, backbone=backbone, loss=loss)
+        for loss, verdict in (("hssl", not_above), ("assl", gains)):
+            claim = "C3 without structure H-SSL is at most frozen" if loss == "hssl" else "C3 … and A-SSL is above"
+            row(claim, f"{'HA'[loss == 'assl']} - frozen, {NAMES[data_set]}, {NAMES[backbone]}", get(loss), get("frozen"),
+                minus(read("table2", data_set, group, loss), read("table2", data_set, group, "frozen")), verdict)
+    for experiment, claim, verdict in (("figure2_left", "C4 stable in \\|g0\\|", equal), ("figure2_right", "C5 constant or falling with distance", not_above)):
+        if os.path.exists(os.path.join(folder, f"{experiment}.jsonl")):
+            for label, xs, points in series(experiment, folder):
+                row(claim, f"{label}: at {xs[-1]:g} - at {xs[0]:g}", points[xs[-1]], points[xs[0]], None,
+                    verdict if experiment == "figure2_left" else lambda m, h: "holds: falls" if m < -h else "fails: rises" if m > h else "holds: not told from constant")
+    return "\n".join(text)
+
+
+def gap(folder="results"):
+    """Pairs of runs alike but for A-SSL and H-SSL: [(label, equivariance error of f, A - H by seed)]."""
+    pairs = {}
+    for experiment in experiments(folder):
+        for r in rows_of(experiment, folder):
+            c = r["config"]
+            if c["loss"] in ("assl", "hssl") and r.get("equivariance_error") is not None and c["objective"] == "infonce":
+                key = tuple(c.get(k) for k in ("dataset", "group", "backbone", "image_size", "train_size", "epochs"))
+                pairs.setdefault(key, {}).setdefault(c["loss"], {})[c["seed"]] = (r["top1"], r["equivariance_error"])
+    points = []
+    for key, found in pairs.items():
+        seeds = sorted(found.get("assl", {}).keys() & found.get("hssl", {}).keys())
+        if seeds:
+            label = f"{NAMES[key[0]].split(' (')[0]}, {NAMES[key[1]]}" + f", {key[3]} px" * (key[3] is not None)
+            points.append((label, statistics.mean(found["hssl"][s][1] for s in seeds),
+                           [found["assl"][s][0] - found["hssl"][s][0] for s in seeds]))
+    return sorted(points, key=lambda point: point[1])
+
+
+def gaps(folder="results"):
+    """`gap` as a table in Markdown."""
+    return "\n".join(["| | equivariance error of f after H-SSL | A - H, points of top-1 |", "|---|---|---|",
+                      *(f"| {label} | {error:.1e} | {plus_minus(values, '+')} |" for label, error, values in gap(folder))])
+
+
+def experiments(folder="results"):
+    """The names of all experiments that have a finished run."""
+    return sorted(name[:-6] for name in os.listdir(folder) if name.endswith(".jsonl"))
+
+
+def table(name, folder="results"):
+    """One table in Markdown, by name: an experiment's, "claims" or "gap".  Raises ValueError if nothing is there yet."""
+    if name == "claims":
+        return claims(folder)
+    if name == "gap":
+        return gaps(folder)
+    if name not in experiments(folder):
+        raise ValueError(f"{folder}/{name}.jsonl is not there: first sh results/run.sh {name}, or one of {', '.join(experiments(folder))}")
+    return (curves if name.startswith("figure2") else grid)(name, folder)
+
+
+def tables_into(path, folder="results"):
+    """Write every table into a Markdown file, between <!-- NAME --> and <!-- /NAME -->; → the new text."""
+    text = open(path).read()
+    fill = lambda match: f"<!-- {match[1]} -->\n{table(match[1], folder)}\n<!-- /{match[1]} -->"
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", fill, text, flags=re.S)
+
+
+def draw(folder="results"):
+    """Figure 2's panels and the gap against the equivariance error, into results/figure2.png and results/gap.png."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    panels = [name for name in ("figure2_left", "figure2_right") if name in experiments(folder)]
+    if panels:
+        figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.4), layout="constrained", squeeze=False)
+        for ax, name in zip(axes[0], panels):
+            for label, xs, points in series(name, folder):
+                ys = [change(points, x) if name == "figure2_left" else list(points[x].values()) for x in xs]
+                std = [statistics.stdev(y) if len(y) > 1 else 0 for y in ys]
+                ax.errorbar(xs, [statistics.mean(y) for y in ys], std, marker="o", ms=4, capsize=2, label=label)
+            ax.set_xscale("log")
+            ax.set_xticks(sorted({x for _, xs, _ in series(name, folder) for x in xs}))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+            ax.set_xlabel("|g0|, fibers in a bundle" if name == "figure2_left" else "largest ‖g1 - g2‖² of a positive pair")
+            ax.set_ylabel("change of top-1, %" if name == "figure2_left" else "top-1, %")
+            ax.legend(fontsize=8)
+        figure.savefig(os.path.join(folder, "figure2.png"), dpi=110)
+        plt.close(figure)
+    points = gap(folder)
+    if points:
+        figure, ax = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+        for label, error, values in points:
+            mean, half = interval(values)
+            ax.errorbar(max(error, 1e-8), mean, None if half == math.inf else statistics.stdev(values), marker="o", capsize=2, label=label)
+        ax.axhline(0, color="grey", lw=0.8)
+        ax.set_xscale("log")
+        ax.set_xlabel("equivariance error of f after H-SSL")
+        ax.set_ylabel("A-SSL - H-SSL, points of top-1")
+        ax.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
+        figure.savefig(os.path.join(folder, "gap.png"), dpi=110)
+        plt.close(figure)
+
+
+def show(name=None, path=None):
+    """Print the table `name`; put all tables into the Markdown file `path` and draw the pictures.  Raises ValueError, OSError."""
+    if name:
+        print(table(name))
+    if path:
+        text = tables_into(path)
+        with open(path, "w") as file:
+            file.write(text)
+        draw()
