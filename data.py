@@ -42,7 +42,7 @@ def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None):
 def _part(x, y, size, seed, name):
     """The first `size` of a seeded shuffle of images or file names x and labels y; all of them for None."""
     if size is not None and size > len(y):
-        raise DataError(f"--{name}-size {size}: there are {len(y)} {name} images")
+        raise DataError(f"--{name}-size {size}: the data set has {len(y)} {name} images")
     keep = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:size or len(y)]  # (n,)
     return _read([x[i] for i in keep]) if isinstance(x, list) else x[keep], y[keep]  # (n, C_in, H, W), (n,)
 
@@ -80,6 +80,8 @@ def _torchvision(cls, data_dir, where):
         return cls(data_dir, train=True, download=False), cls(data_dir, train=False, download=False)
     except RuntimeError:
         pass  # not there
+    except Exception as error:  # a file cut short has many names
+        raise DataError(f"{cls.__name__} in {data_dir!r} can't be read ({type(error).__name__}): remove it, and it is downloaded again") from None
     try:
         return cls(data_dir, train=True, download=True), cls(data_dir, train=False, download=True)
     except Exception as error:
@@ -130,7 +132,7 @@ def _folder(data_dir):
         try:
             parts.append(datasets.ImageFolder(found[0]))
         except (FileNotFoundError, OSError) as error:
-            raise DataError(f"{found[0]}: {str(error).splitlines()[0].rstrip('.')}") from None
+            raise DataError(f"{found[0]}: {str(error).splitlines()[0].rstrip('.')}; put images there, or remove an empty class") from None
     train, test = parts
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
@@ -145,7 +147,7 @@ def _read(paths):
     for path in paths:
         try:
             images.append(pil_to_tensor(default_loader(path)))  # (3, H, W)
-        except (OSError, SyntaxError, ValueError):  # Pillow's words for what it can't decode
+        except Exception:  # Pillow has many names for what it can't decode
             raise DataError(f"{path} can't be read as an image: mend or remove it") from None
         if images[-1].shape != images[0].shape:
             raise DataError(f"{path} is {_size(images[-1])}, {paths[0]} {_size(images[0])}: make them one size")

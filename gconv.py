@@ -140,7 +140,7 @@ class GConv(nn.Module):
 
     kernel_size   odd; the support at the largest scale
     effective_size  e: orders 0 … e-1 in x and in y, e² coefficients for each pair of channels
-    scales        increasing factors, (1.0,) for none
+    scales        factors, none smaller than the one before it, (1.0,) for none
     rotations     1 or 4 (quarter turns)
     extent        how many neighbours k on the group axis a filter spans: 1 as SESN and the paper, up to |G|
                   as Eq. 4 in full.  Along rotation it wraps; along scale it is cut at the last one.

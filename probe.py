@@ -100,15 +100,15 @@ def open_run(folder, data_dir=None):
     except Exception as error:  # missing, truncated, foreign, hostile: torch has many names for it
         raise ProbeError(f"{folder} holds no finished run ({type(error).__name__}): name a folder that train.py wrote") from None
     dataset, train_size, seed, group, backbone, width, base_size = wanted
-    images = data.load(dataset, data_dir or "data", train_size, seed, config.get("test_size"))
-    mean, std = data.mean_std(images.train_x)
     try:
+        images = data.load(dataset, data_dir or "data", train_size, seed, config.get("test_size"))
+        mean, std = data.mean_std(images.train_x)
         f, _, classifier = backbones.build(images.kind, group, backbone, width, images.classes, images.train_x.shape[-1],
                                            images.train_x.shape[1], mean, std, base_size)
         for name, module in (("f.", f), ("classifier.", classifier)):
             module.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})  # strict: every weight
-    except (RuntimeError, ValueError, TypeError, AttributeError):
-        raise ProbeError(f"{folder}/checkpoint.pt has not the weights of the run in config.json: name another folder, "
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError):
+        raise ProbeError(f"checkpoint.pt, config.json and the images do not go together in {folder}: name another folder, "
                          "or the --data-dir that it was trained on") from None
     return f, classifier, images, config
 

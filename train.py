@@ -12,15 +12,20 @@ line), curves.png, checkpoint.pt, and at the end result.json.
 Everything random in step t (the shuffle, g0, g1, g2) is drawn for the whole batch from a generator seeded with
 (seed, t), and each process takes its share.  So a run does not depend on how many processes it has, and a resumed
 run goes on bit for bit without a random state in the checkpoint.
+
+Whatever the user can mend (a flag, the data, a full disk) is told in one line, with exit status 2; 143 or 130 is a run
+that SIGTERM or Ctrl-C stopped.
 """
 import argparse
 import contextlib
 import copy
 import ctypes
 import datetime
+import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,6 +68,9 @@ EXAMPLES = """examples
   go on          python train.py --out runs/NAME --resume"""
 
 
+SMALLER = "take a smaller --lr, more --warmup-epochs, or --amp off"  # what to do about numbers that are not finite
+
+
 class UsageError(Exception):
     """Something the user can mend; the message is one line that says how."""
 
@@ -86,6 +94,13 @@ def number(kind, low, high=math.inf, open_low=False):
     return convert
 
 
+def plain_name(text):
+    """An argparse type: what can be a file's name anywhere."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+        raise argparse.ArgumentTypeError(f"wants a name of letters, digits, '.', '-' and '_', not {text!r}")
+    return text
+
+
 def parse(argv=None):
     """The command line → a namespace, presets filled in.  Raises UsageError."""
     p = Parser(description=__doc__.split("\n\n")[0], epilog=EXAMPLES, allow_abbrev=False,
@@ -100,20 +115,20 @@ def parse(argv=None):
     p.add_argument("--objective", choices=("infonce", "ntxent", "bilinear", "byol", "simsiam"), default="infonce",
                    help="what compares the views: InfoNCE as Eq. 2 prints it (default), SimCLR's, DIM(L)'s, or no negatives")
     p.add_argument("--backbone", choices=("equivariant", "cnn", "mlp"), default="equivariant", help="cnn and mlp are Table 2's, without structure")
-    p.add_argument("--epochs", type=number(int, 0), help="passes over the training images")
+    p.add_argument("--epochs", type=number(int, 0, 10 ** 6), help="passes over the training images")
     p.add_argument("--batch-size", type=number(int, 2), help="global: shared among all processes")
     p.add_argument("--lr", type=number(float, 0), help="base learning rate; the one used is lr·batch/256, and is printed")
-    p.add_argument("--warmup-epochs", type=number(float, 0), help="linear warm-up before the cosine")
+    p.add_argument("--warmup-epochs", type=number(float, 0, 10 ** 6), help="linear warm-up before the cosine")
     p.add_argument("--weight-decay", type=number(float, 0), default=1e-4, help="default 1e-4; never on biases and norms")
     p.add_argument("--tau", type=number(float, 0, open_low=True), default=0.1, help="temperature (default 0.1)")
-    p.add_argument("--base-size", type=number(int, 1), default=1, help="|g0|, fibers in a bundle (default 1)")
+    p.add_argument("--base-size", type=number(int, 1, 1000), default=1, help="|g0|, fibers in a bundle (default 1)")
     p.add_argument("--max-distance", type=number(float, 0), help="largest distance between the two bundles of a pair (hssl)")
     p.add_argument("--distance", choices=("euclidean", "topological"), default="euclidean", help="which distance (default euclidean, squared)")
     p.add_argument("--width", type=number(float, 0, 16, open_low=True), help="multiplies every number of channels")
     p.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto", help="mixed precision (default auto: where the hardware has it)")
-    p.add_argument("--seed", type=number(int, 0, 2 ** 31), default=0)
+    p.add_argument("--seed", type=number(int, 0, 2 ** 31 - 1), default=0)
     p.add_argument("--out", help="run folder (default runs/<a readable name>)")
-    p.add_argument("--experiment", metavar="NAME", help="add the result to results/NAME.jsonl, unless it is there; goes on with what was broken off")
+    p.add_argument("--experiment", type=plain_name, metavar="NAME", help="add the result to results/NAME.jsonl, unless it is there; goes on with what was broken off")
     p.add_argument("--checkpoint-minutes", type=number(float, 0), default=10, help="and at every epoch's end (default 10)")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out")
     args = p.parse_args(argv)
@@ -136,14 +151,19 @@ def parse(argv=None):
 # ---------------------------------------------------------------- where it runs
 def setup(args):
     """Device, precision and process group → a namespace (device, dtype, rank, world).  Raises UsageError."""
-    where = argparse.Namespace(rank=0, world=1)
+    where, local = argparse.Namespace(rank=0, world=1), 0
     if "LOCAL_RANK" in os.environ:  # torchrun
-        missing = [v for v in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if v not in os.environ]
-        if missing:
-            raise UsageError(f"LOCAL_RANK is set but {missing[0]} is not: start with torchrun, or unset LOCAL_RANK")
-        where.rank, where.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        try:
+            local, where.rank, where.world = (int(os.environ[v]) for v in ("LOCAL_RANK", "RANK", "WORLD_SIZE"))
+            meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        except KeyError as error:
+            raise UsageError(f"LOCAL_RANK is set but {error.args[0]} is not: start with torchrun, or unset LOCAL_RANK") from None
+        except ValueError:
+            raise UsageError("LOCAL_RANK, RANK and WORLD_SIZE want whole numbers: start with torchrun, or unset LOCAL_RANK") from None
     cuda = torch.cuda.is_available()
-    where.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda and local >= torch.cuda.device_count():
+        raise UsageError(f"process {local} of this machine has no GPU: start at most {torch.cuda.device_count()} a machine")
+    where.device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(where.device)
         good = torch.cuda.is_bf16_supported()
@@ -152,11 +172,15 @@ def setup(args):
         keep_freed_memory()
     where.dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16,
                    "auto": torch.bfloat16 if good else torch.float16 if cuda else None}[args.amp]
+    if args.batch_size % where.world:
+        near = args.batch_size // where.world * where.world or where.world
+        raise UsageError(f"--batch-size {args.batch_size} does not divide among {where.world} processes: take {near}")
     if where.world > 1:
-        if args.batch_size % where.world:
-            near = args.batch_size // where.world * where.world or where.world
-            raise UsageError(f"--batch-size {args.batch_size} does not divide among {where.world} processes: take {near}")
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=30))
+        try:
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=30))
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"the processes can't meet at {meeting} ({first_line(error)}): another port may be free "
+                             "(torchrun --master-port), and RANK must be below WORLD_SIZE") from None
     return where
 
 
@@ -175,52 +199,54 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         pass
 
     def forward(self, x):
+        """x (B, C, …) → the same shape and dtype; its buffers move as BatchNorm's do."""
         if not self.training:
             return super().forward(x)
         axes = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        y = x if x.dtype == torch.float64 else x.float()
-        count = torch.tensor([float(x.numel() // x.shape[1])], dtype=y.dtype)
+        y = x if x.dtype == torch.float64 else x.float()  # (B, C, …)
+        count = torch.tensor([float(x.numel() // x.shape[1])], dtype=y.dtype)  # (1,)
         total = AllReduce.apply(torch.cat([y.sum(axes), count]))  # (C + 1,)
-        n = total[-1]
-        centred = y - (total[:-1] / n).view(shape)
+        mean, n = total[:-1] / total[-1], total[-1]  # (C,), ()
+        centred = y - mean.view(shape)  # (B, C, …)
         variance = AllReduce.apply(centred.pow(2).sum(axes)) / n  # (C,)
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_((total[:-1] / n).to(self.running_mean), self.momentum)
-            self.running_var.lerp_((variance * n / (n - 1)).to(self.running_var), self.momentum)
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)  # (C,)
+            self.running_var.lerp_((variance * n / (n - 1)).to(self.running_var), self.momentum)  # (C,)
         scale = self.weight * (variance + self.eps).rsqrt()  # (C,)
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)  # (B, C, …)
 
 
 class AllReduce(torch.autograd.Function):
-    """The sum over all processes, forward and backward."""
+    """The sum over all processes, forward and backward: any shape → the same."""
 
     @staticmethod
     def forward(ctx, x):
-        total = x.clone()
+        total = x.clone()  # as x
         dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx, grad):
-        total = grad.contiguous().clone()
+        total = grad.contiguous().clone()  # as x
         dist.all_reduce(total)
         return total
 
 
-def synchronise(module):
-    """Replace every BatchNorm by one over all processes (in place on the CPU)."""
-    if torch.cuda.is_available():
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+def synchronise(module, but=None):
+    """Replace every BatchNorm inside the module by one over all processes, in place; leave the part `but` alone."""
     for name, child in module.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            norm = SyncBatchNorm(child.num_features, child.eps, child.momentum).to(child.weight)
-            norm.load_state_dict(child.state_dict())
-            norm.requires_grad_(child.weight.requires_grad)
+            if torch.cuda.is_available():
+                norm = nn.SyncBatchNorm.convert_sync_batchnorm(child)
+            else:
+                norm = SyncBatchNorm(child.num_features, child.eps, child.momentum).to(child.weight)
+                norm.load_state_dict(child.state_dict())
+                norm.requires_grad_(child.weight.requires_grad)
             setattr(module, name, norm)
-        else:
-            synchronise(child)
+        elif child is not but:
+            synchronise(child, but)
     return module
 
 
@@ -320,20 +346,38 @@ class Objective(nn.Module):
 
 
 # ---------------------------------------------------------------- the run folder
-def save(path, args, run, model, optimizer, scaler):
-    """Write a checkpoint so that a whole one is there at every moment: write, fsync, keep the last, rename."""
+@contextlib.contextmanager
+def whole(path, mode="w", previous=False):
+    """A file to write that is there whole or not at all: written beside its place, on the disk, then renamed.
+
+    previous: the file that was in its place stays, as path.previous.  Raises OSError, and then nothing is left behind."""
     try:
-        with open(path + ".tmp", "wb") as file:
-            torch.save(dict(args=config_of(args), step=run.step, seconds=run.seconds, model=model.state_dict(),
-                            optimizer=optimizer.state_dict(), scaler=scaler.state_dict()), file)
+        with open(path + ".tmp", mode) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:
-        raise UsageError(f"can't write {path} ({str(error).splitlines()[0]}): the last checkpoint is kept; make room, "
-                         "then --resume") from None
-    if os.path.exists(path):
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(path + ".tmp")
+        raise
+    if previous and os.path.exists(path):
         os.replace(path, path + ".previous")
     os.replace(path + ".tmp", path)
+
+
+def save(path, args, run, model, optimizer, scaler):
+    """Write a checkpoint so that a whole one is there at every moment.  Raises UsageError: disk full, weights not finite."""
+    state = dict(args=config_of(args), step=run.step, seconds=run.seconds, model=model.state_dict(),
+                 optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
+    if not all(v.isfinite().all() for v in state["model"].values()):
+        raise UsageError(f"weights are not finite after step {run.step}; the last checkpoint is kept: {SMALLER}")
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    try:
+        with whole(path, "wb", previous=True) as file:
+            file.write(buffer.getbuffer())
+    except OSError as error:
+        raise UsageError(f"can't write {path} ({error.strerror}): the last checkpoint is kept; make room, then --resume") from None
 
 
 def resume(args, run, model, optimizer, scaler):
@@ -353,11 +397,11 @@ def resume(args, run, model, optimizer, scaler):
             optimizer.load_state_dict(state["optimizer"])
             scaler.load_state_dict(state["scaler"])
             run.step, run.seconds = int(state["step"]), float(state["seconds"])
-            if refused and int(os.environ.get("RANK", 0)) == 0:
+            if refused and is_first():
                 print(f"warning: refused {refused[0]}; going on from {candidate}, step {run.step}", file=sys.stderr)
             return
         except Exception as error:  # torn, truncated, foreign, hostile: torch has many names for it
-            refused.append(f"{candidate} ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})")
+            refused.append(f"{candidate} ({type(error).__name__}: {first_line(error)})")
     if refused:
         raise UsageError(f"can't resume: refused {' and '.join(refused)}; nothing was changed, take another --out to start anew")
 
@@ -372,27 +416,34 @@ def config_of(args):
 
 def open_folder(args):
     """Make the run folder, or check that this run may go on in it.  Raises UsageError."""
-    config, path = config_of(args), os.path.join(args.out, "config.json")
+    path = os.path.join(args.out, "config.json")
     if args.resume and not os.path.exists(path):
         raise UsageError(f"{args.out} holds no run to go on with: take --resume away")
     try:
         os.makedirs(args.out, exist_ok=True)
         hold(args)
         if os.path.exists(path):
-            if not args.resume:
-                raise UsageError(f"{args.out} already holds a run: --resume to go on with it, or another --out")
-            try:
-                old = json.load(open(path))["config"]
-            except (ValueError, KeyError, TypeError):
-                raise UsageError(f"{path} can't be read: take another --out") from None
-            differ = [k for k in sorted(set(config) | set(old)) if config.get(k) != old.get(k)]
-            if differ:
-                raise UsageError("can't resume with other flags: " + ", ".join(
-                    f"--{k.replace('_', '-')} was {old.get(k)}, is {config.get(k)}" for k in differ))
+            check_config(args, path)
+        elif os.path.exists(os.path.join(args.out, "checkpoint.pt")):
+            raise UsageError(f"{args.out} holds a checkpoint but no config.json: take another --out")
         else:
-            write_json(path, dict(config=config, argv=sys.argv, code=code_version(), torch=torch.__version__))
+            write_json(path, dict(config=config_of(args), argv=sys.argv, code=code_version(), torch=torch.__version__))
     except OSError as error:
         raise UsageError(f"can't write into {args.out} ({error.strerror}): take another --out") from None
+
+
+def check_config(args, path):
+    """Refuse a folder whose run should not be resumed, or had other flags.  Raises UsageError."""
+    if not args.resume:
+        raise UsageError(f"{args.out} already holds a run: --resume to go on with it, or another --out")
+    try:
+        old, new = dict(json.load(open(path))["config"]), config_of(args)
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{path} can't be read: take another --out") from None
+    differ = [k for k in sorted({*new, *old}) if new.get(k) != old.get(k)]
+    if differ:
+        raise UsageError("can't resume with other flags: " + ", ".join(
+            f"--{k.replace('_', '-')} was {old.get(k)}, is {new.get(k)}" for k in differ))
 
 
 def hold(args):
@@ -403,45 +454,47 @@ def hold(args):
             fcntl.flock(args.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another process is at work in {args.out}: wait for it, or take another --out") from None
+        except OSError:
+            pass  # a file system that knows no locks
 
 
-def results_of(experiment):
-    """The finished runs of results/EXPERIMENT.jsonl: a list of dicts, one a line; a torn line counts for nothing."""
-    path, rows = os.path.join("results", f"{experiment}.jsonl"), []
-    for line in open(path) if os.path.exists(path) else ():
+def read_lines(path):
+    """The JSON objects of a file with one on each line; what is torn or foreign counts for nothing.  → list of dicts."""
+    rows = []
+    for line in open(path, errors="replace") if os.path.exists(path) else ():
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def listed(args):
     """Whether this run's result is in results/ already; one that another experiment has is listed here as well."""
-    files = sorted(os.listdir("results")) if os.path.isdir("results") else []
-    names = [args.experiment] + [n[:-6] for n in files if n.endswith(".jsonl") and n[:-6] != args.experiment]
-    config = config_of(args)
-    for name in names:
-        for row in results_of(name):
-            old = row["config"]  # a flag that is newer than the row had its default
-            if all(old.get(k, args.defaults[k]) == v for k, v in config.items()):
-                if name != args.experiment:
-                    list_result(args, row)
-                print(f"{args.experiment}: seed {args.seed} of {args.loss} is there, top-1 {row['top1']:.2f} %")
+    names = sorted(n[:-6] for n in os.listdir("results") if n.endswith(".jsonl")) if os.path.isdir("results") else []
+    for name in sorted(names, key=lambda n: n != args.experiment):  # this experiment first
+        for row in read_lines(os.path.join("results", f"{name}.jsonl")):
+            if "dataset" in row and all(row.get(k, args.defaults[k]) == v for k, v in config_of(args).items()):  # a flag newer than the row had its default
+                if is_first():
+                    if name != args.experiment:
+                        list_result(args, row)
+                    print(f"{args.experiment}: seed {args.seed} of {args.loss} is there, top-1 {row.get('top1')} %")
                 return True
     return False
 
 
 def list_result(args, result):
-    """Append one line to results/EXPERIMENT.jsonl."""
+    """Append one line to results/EXPERIMENT.jsonl; a torn line before it stays by itself."""
     os.makedirs("results", exist_ok=True)
-    with open(os.path.join("results", f"{args.experiment}.jsonl"), "a") as file:
-        file.write(json.dumps(dict(result, experiment=args.experiment)) + "\n")
+    with open(os.path.join("results", f"{args.experiment}.jsonl"), "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+        torn = file.read() not in (b"", b"\n")
+        file.write(b"\n" * torn + json.dumps(dict(result, experiment=args.experiment)).encode() + b"\n")
 
 
 def write_json(path, value):
-    with open(path + ".tmp", "w") as file:
+    with whole(path) as file:
         json.dump(value, file, indent=1)
         file.write("\n")
-    os.replace(path + ".tmp", path)
 
 
 def code_version():
@@ -458,8 +511,7 @@ def draw_curves(folder):
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    lines = [json.loads(line) for line in open(os.path.join(folder, "metrics.jsonl"))]
-    lines = [line for line in lines if "loss" in line]
+    lines = [line for line in read_lines(os.path.join(folder, "metrics.jsonl")) if "loss" in line]
     if not lines:
         return
     figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
@@ -474,37 +526,24 @@ def draw_curves(folder):
         ax.set_xlabel("step")
         if ax.lines:
             ax.legend(fontsize=8)
-    figure.savefig(os.path.join(folder, "curves.tmp.png"), dpi=110)
-    os.replace(os.path.join(folder, "curves.tmp.png"), os.path.join(folder, "curves.png"))
+    with whole(os.path.join(folder, "curves.png"), "wb") as file:
+        figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
 
 
 # ---------------------------------------------------------------- the run
 def main(argv=None):
+    """Train, then probe.  Raises UsageError and data.DataError, and SystemExit where a signal stopped it."""
     args = parse(argv)
     if args.experiment and listed(args):
         return
     where = setup(args)
-    images = data.load(args.dataset, args.data_dir, args.train_size, args.seed, args.test_size)
-    n, c_in, size = len(images.train_x), images.train_x.shape[1], images.train_x.shape[-1]
+    load = lambda: data.load(args.dataset, args.data_dir, args.train_size, args.seed, args.test_size)
+    images = agree(load, where) or load()  # the first process goes first: it may have to download them
+    n = len(images.train_x)
     if args.batch_size > n:
         raise UsageError(f"--batch-size {args.batch_size} is more than the {n} training images: take at most {n}")
-
-    # the networks: the same on every process, from the seed
-    torch.manual_seed(args.seed)
-    mean, std = data.mean_std(images.train_x)
-    try:
-        f, h, classifier = backbones.build(images.kind, args.group, args.backbone, args.width, images.classes,
-                                           size, c_in, mean, std, args.base_size)
-        with torch.no_grad():
-            positions = f.eval()(torch.zeros(1, c_in, size, size)).shape[-1]  # H' of z
-        draws = losses.Draws(args.loss, args.group, args.backbone == "equivariant", f.order, size, positions, f.stride,
-                             args.base_size, args.max_distance, args.distance)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    model = Objective(args, f.train(), h, classifier, draws).to(where.device)
-    if where.world > 1:
-        model = synchronise(model)
+    model = networks(args, where, images)
     optimizer = LARS((p for p in model.parameters() if p.requires_grad), weight_decay=args.weight_decay)
     scaler = torch.amp.GradScaler(where.device.type, enabled=where.dtype == torch.float16)
 
@@ -515,90 +554,114 @@ def main(argv=None):
     agree(lambda: open_folder(args), where)
     if args.resume:
         resume(args, run, model, optimizer, scaler)
+        if any_rank(run.step, where) != run.step:
+            raise UsageError(f"this process found step {run.step} in {args.out}, another a later one: --out must be on a disk that all share")
+    parameters = sum(p.numel() for p in model.f.parameters())
     if where.rank == 0:
-        print(f"{args.loss} on {args.dataset}: {n:,} images of {size} px, group {args.group}, backbone {args.backbone}, "
-              f"{sum(p.numel() for p in f.parameters()):,} parameters; batch {args.batch_size} over {where.world} "
-              f"process{'es' * (where.world > 1)}, learning rate {run.peak:.3g}, {run.steps} steps, "
+        print(f"{args.loss} on {args.dataset}: {n:,} images of {images.train_x.shape[-1]} px, group {args.group}, backbone {args.backbone}, "
+              f"{parameters:,} parameters; batch {args.batch_size} over {where.world} process{'es' * (where.world > 1)}, "
+              f"learning rate {run.peak:.3g}, {run.steps} steps, "
               f"{str(where.dtype).split('.')[-1] if where.dtype else 'float32'} on {where.device.type}", flush=True)
 
     train(args, where, run, images, model, optimizer, scaler)
 
-    started = time.time()
-    if where.rank == 0:  # the detached classifier, on frozen features
-        result = probe.evaluate(f, classifier, images, where.device, where.dtype, args.seed, quiet=False)
-        result |= dict(equivariance_error=draws.equivariance(f, images.test_x[:256].to(where.device).float() / 255),
-                       parameters=sum(p.numel() for p in f.parameters()), train_seconds=round(run.seconds, 2),
-                       seconds=round(time.time() - started + run.seconds, 2), cpu_seconds=round(time.process_time(), 1), processes=where.world,
-                       images_per_second=round(run.steps * args.batch_size / run.seconds, 1) if run.seconds else None,
-                       code=code_version(), torch=torch.__version__, threads=torch.get_num_threads(), config=config_of(args))
-        write_json(os.path.join(args.out, "result.json"), result)
-        if args.experiment:
-            list_result(args, result)
-        print(f"top-1 {result['top1']:.2f} %   kNN {result['knn']:.2f} %   trained {run.seconds:.0f} s   {args.out}", flush=True)
     if where.world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+        dist.destroy_process_group()  # the others are done; the first one needs nobody for the rest
+    if where.rank == 0:
+        finish(args, where, run, images, model)
+
+
+def networks(args, where, images):
+    """What learns, on its device: an Objective, the same on every process, from the seed.  Raises UsageError."""
+    c_in, size = images.train_x.shape[1], images.train_x.shape[-1]
+    mean, std = data.mean_std(images.train_x)
+    torch.manual_seed(args.seed)
+    try:
+        f, h, classifier = backbones.build(images.kind, args.group, args.backbone, args.width, images.classes,
+                                           size, c_in, mean, std, args.base_size)
+        with torch.no_grad():
+            positions = f.eval()(torch.zeros(1, c_in, size, size)).shape[-1]  # H' of z
+        draws = losses.Draws(args.loss, args.group, args.backbone == "equivariant", f.order, size, positions, f.stride,
+                             args.base_size, args.max_distance, args.distance)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    except RuntimeError as error:
+        raise UsageError(f"no {args.backbone} network is {args.width:g} wide ({first_line(error)}): take another --width") from None
+    model = Objective(args, f.train(), h, classifier, draws).to(where.device)
+    if where.world > 1:  # a detached classifier sees no batch in training, and the first process alone probes with it
+        synchronise(model, but=None if args.loss == "supervised" else classifier)
+    return model
 
 
 def train(args, where, run, images, model, optimizer, scaler):
-    """The loop, from run.step to run.steps; adds the time it took to run.seconds."""
+    """The loop, from run.step to run.steps; adds the time it took to run.seconds.  Raises UsageError, SystemExit."""
     first, checkpoint = where.rank == 0, os.path.join(args.out, "checkpoint.pt")
-    x_all, y_all = images.train_x.to(where.device), images.train_y.to(where.device)
-    share = args.batch_size // where.world
-    mine = slice(where.rank * share, (where.rank + 1) * share)
+    x, y = images.train_x.to(where.device), images.train_y.to(where.device)  # (N, C_in, H, H), (N,)
     wrapped = DistributedDataParallel(model) if where.world > 1 and run.steps else model
     log, bar = (open_log(args, run.step), progress(run)) if first else (None, None)
-    asked, before, epoch = catch_signals(), run.seconds, None
-    started = saved = time.time()
+    before, started = run.seconds, time.time()
+    saved = started
+    with signals_noted() as asked:
+        while run.step < run.steps:
+            loss, y1, y2 = update(args, where, run, wrapped, model, optimizer, scaler, x, y)  # (), (B, D) twice or None
+            run.step += 1
+            run.seconds = before + time.time() - started
+            stop, last = any_rank(asked["signal"], where), run.step == run.steps
 
-    while run.step < run.steps:
-        if run.step // run.per_epoch != epoch:
-            epoch = run.step // run.per_epoch
-            order = torch.randperm(len(x_all), generator=seeded(args.seed, epoch, 1))  # (N,)
-        batch = order[run.step % run.per_epoch * args.batch_size:][:args.batch_size][mine].to(where.device)  # (B,)
-        drawn = [g[mine].to(where.device) for g in model.draws(args.batch_size, seeded(args.seed, run.step, 2))]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(run.step, run.steps, run.warmup, run.peak)
-
-        with torch.autocast(where.device.type, where.dtype, enabled=where.dtype is not None):
-            loss, y1, y2 = wrapped(x_all[batch].float() / 255, y_all[batch], *drawn)  # x: raw intensities in 0 … 1
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        if any_rank(not finite(loss, model, scaler), where):
-            raise UsageError(f"loss or gradient is not finite at step {run.step} (epoch {epoch}); the last checkpoint is "
-                             "kept: take a smaller --lr, more --warmup-epochs, or --amp off")
-        scaler.step(optimizer)
-        scaler.update()
-        model.follow()
-        run.step += 1
-        run.seconds = before + time.time() - started
-        stop, last = any_rank(asked["signal"], where), run.step == run.steps
-
-        if first:
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            bar.update()
-            if run.step % min(run.per_epoch, 50) == 0 or last or stop:
-                line = dict(step=run.step, epoch=round(run.step / run.per_epoch, 3), loss=loss.item(),
-                            lr=optimizer.param_groups[0]["lr"], seconds=round(run.seconds, 2),
-                            images_per_second=round(run.step * args.batch_size / run.seconds, 1))
-                if y1 is not None:
-                    line |= dict(losses.diagnostics(y1, y2), chance=2 if args.objective in ("byol", "simsiam") else losses.chance(args.batch_size, args.objective),
-                                 equivariance_error=model.draws.equivariance(model.f, x_all[:32].float() / 255))
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-            if stop or last or run.step % run.per_epoch == 0 or time.time() - saved > 60 * args.checkpoint_minutes:
-                save(checkpoint, args, run, model, optimizer, scaler)
-                if stop or last or time.time() - saved > 10:
-                    draw_curves(args.out)
-                saved = time.time()
-        if stop:
             if first:
-                print(f"stopped after step {run.step} of {run.steps}: --resume goes on from there", file=sys.stderr)
-            raise SystemExit(128 + stop)
+                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+                bar.update()
+                if run.step % min(run.per_epoch, 50) == 0 or last or stop:
+                    log.write(json.dumps(measured(args, run, model, optimizer, loss, y1, y2, x[:32])) + "\n")
+                    log.flush()
+                if stop or last or run.step % run.per_epoch == 0 or time.time() - saved > 60 * args.checkpoint_minutes:
+                    save(checkpoint, args, run, model, optimizer, scaler)
+                    if stop or last or time.time() - saved > 10:
+                        draw_curves(args.out)
+                    saved = time.time()
+            if stop:
+                if first:
+                    print(f"stopped after step {run.step} of {run.steps}: --resume goes on from there", file=sys.stderr)
+                raise SystemExit(128 + stop)
     if first:
         bar.close()
         if not os.path.exists(checkpoint):
             save(checkpoint, args, run, model, optimizer, scaler)  # frozen, or --epochs 0: the weights as drawn
+
+
+def update(args, where, run, wrapped, model, optimizer, scaler, x, y):
+    """One step on all training images x (N, C_in, H, H) uint8 and labels y (N,) → loss (), views (B, D) twice or None.
+
+    Raises UsageError where loss or gradient is not finite; no weight has then changed."""
+    batch, drawn = share(args, where, run, model, len(x))  # (B,), a list of (B, …)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(run.step, run.steps, run.warmup, run.peak)
+    with torch.autocast(where.device.type, where.dtype, enabled=where.dtype is not None):
+        loss, y1, y2 = wrapped(x[batch].float() / 255, y[batch], *drawn)  # x: raw intensities in 0 … 1
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    if any_rank(not finite(loss, model, scaler), where):
+        raise UsageError(f"loss or gradient is not finite at step {run.step} (epoch {run.step // run.per_epoch}); "
+                         f"the last checkpoint is kept: {SMALLER}")
+    scaler.step(optimizer)
+    scaler.update()
+    model.follow()
+    return loss, y1, y2
+
+
+def finish(args, where, run, images, model):
+    """The detached classifier on frozen features → result.json, and a line in results/ for an experiment."""
+    started = time.time()
+    result = probe.evaluate(model.f, model.classifier, images, where.device, where.dtype, args.seed, quiet=False)
+    result |= dict(equivariance_error=model.draws.equivariance(model.f, images.test_x[:256].to(where.device).float() / 255),
+                   parameters=sum(p.numel() for p in model.f.parameters()), train_seconds=round(run.seconds, 2),
+                   seconds=round(time.time() - started + run.seconds, 2), cpu_seconds=round(time.process_time(), 1), processes=where.world,
+                   images_per_second=round(run.steps * args.batch_size / run.seconds, 1) if run.seconds else None,
+                   code=code_version(), torch=torch.__version__, threads=torch.get_num_threads(), **config_of(args))
+    write_json(os.path.join(args.out, "result.json"), result)
+    if args.experiment:
+        list_result(args, result)
+    print(f"top-1 {result['top1']:.2f} %   kNN {result['knn']:.2f} %   trained {run.seconds:.0f} s   {args.out}", flush=True)
 
 
 # ---------------------------------------------------------------- small parts of the loop
@@ -610,58 +673,86 @@ def seeded(*key):
     return torch.Generator().manual_seed(mixed)
 
 
+def share(args, where, run, model, n):
+    """This process's part of the step's batch: numbers of images (B,), and what is drawn for them, a list of (B, …)."""
+    epoch, position = divmod(run.step, run.per_epoch)
+    order = torch.randperm(n, generator=seeded(args.seed, epoch, 1))  # (N,): the same in every step of an epoch
+    batch = order[position * args.batch_size:][:args.batch_size]  # (B·processes,)
+    size = args.batch_size // where.world
+    mine = slice(where.rank * size, (where.rank + 1) * size)
+    drawn = model.draws(args.batch_size, seeded(args.seed, run.step, 2))
+    return batch[mine].to(where.device), [g[mine].to(where.device) for g in drawn]
+
+
 def finite(loss, model, scaler):
-    """Whether loss and gradients are numbers (under fp16 the scaler sees to the gradients: it skips such a step)."""
-    grads = [] if scaler.is_enabled() else [p.grad for p in model.parameters() if p.grad is not None]
-    return bool(torch.stack([loss.detach().float(), *(n.float() for n in torch._foreach_norm(grads))]).isfinite().all())
+    """Whether loss and gradients are numbers.  Under fp16 the scaler sees to the gradients: it skips a step where they
+    are not, and halves its scale, so that this says no if that never ends."""
+    if scaler.is_enabled():
+        return bool(loss.isfinite()) and scaler.get_scale() > 2 ** -24
+    norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return bool(torch.stack([loss.detach().float(), *(n.float() for n in norms)]).isfinite().all())
+
+
+def measured(args, run, model, optimizer, loss, y1, y2, x):
+    """A line of metrics.jsonl, as a dict.  loss (), views y1, y2 (B, D) or None, some images x (B', C_in, H, H) uint8."""
+    line = dict(step=run.step, epoch=round(run.step / run.per_epoch, 3), loss=loss.item(), lr=optimizer.param_groups[0]["lr"],
+                seconds=round(run.seconds, 2), images_per_second=round(run.step * args.batch_size / run.seconds, 1))
+    if y1 is not None:
+        line |= losses.diagnostics(y1, y2)
+        line["chance"] = 2 if args.objective in ("byol", "simsiam") else losses.chance(args.batch_size, args.objective)
+        line["equivariance_error"] = model.draws.equivariance(model.f, x.float() / 255)
+    return line
 
 
 def agree(act, where):
-    """Do on the first process what only it does; if it can't, all of them stop."""
-    problem = None
+    """Do on the first process what only it does, or does first → what that gave, None on the others.  If it can't, all
+    of them stop: raises UsageError or data.DataError."""
+    given = problem = None
     if where.rank == 0:
         try:
-            act()
-        except UsageError as error:
+            given = act()
+        except (UsageError, data.DataError) as error:
             problem = error
     if any_rank(problem is not None, where):
         raise problem or UsageError("the first process stopped")
+    return given
 
 
 def any_rank(flag, where):
     """The largest of all processes' flags (ints or bools), so that all of them stop at the same step."""
     if where.world == 1:
         return flag
-    flag = torch.tensor(int(flag), device=where.device)
+    flag = torch.tensor(int(flag), device=where.device)  # ()
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return int(flag)
 
 
-def catch_signals():
-    """SIGTERM and Ctrl-C ask the loop to stop after its step; a second one stops at once."""
-    asked = {"signal": 0}
+@contextlib.contextmanager
+def signals_noted():
+    """SIGTERM, Ctrl-C and a closed terminal are but noted in the dict that this gives; a second one stops at once."""
+    asked, heard = {"signal": 0}, [signal.SIGTERM, signal.SIGINT]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not on Windows, not under nohup
+        heard.append(signal.SIGHUP)
 
     def handler(number, frame):
         asked["signal"] = number
         signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handler)
-    return asked
+    before = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield asked
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def open_log(args, step):
     """metrics.jsonl, opened to append, without lines of steps that a resumed run will do again."""
     path = os.path.join(args.out, "metrics.jsonl")
-    lines = []
-    if os.path.exists(path):
-        for line in open(path):
-            with contextlib.suppress(ValueError):  # a torn last line
-                if json.loads(line).get("step", 0) <= step:
-                    lines.append(line)
-    with open(path + ".tmp", "w") as file:
-        file.writelines(lines or [json.dumps(dict(argv=sys.argv, code=code_version(), config=config_of(args))) + "\n"])
-    os.replace(path + ".tmp", path)
+    kept = [row for row in read_lines(path) if row.get("step", 0) <= step]
+    with whole(path) as file:
+        for row in kept or [dict(argv=sys.argv, code=code_version(), config=config_of(args))]:
+            file.write(json.dumps(row) + "\n")
     return open(path, "a")
 
 
@@ -670,10 +761,49 @@ def progress(run):
     return tqdm(total=run.steps, initial=run.step, unit="step", disable=None, dynamic_ncols=True)
 
 
-if __name__ == "__main__":
+# ---------------------------------------------------------------- what the user is told
+def command(argv=None):
+    """main, and whatever the user can mend in one line on stderr → the exit status, 0 or 2.  Anything else is raised."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no '…', a file name that is no text
     try:
-        main()
+        main(argv)
+        return 0
     except (UsageError, data.DataError) as error:
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        told = str(error)
+    except OSError as error:
+        told = f"{error.strerror or error} ({error.filename or 'while writing'}): mend that, then --resume goes on from the last checkpoint"
+        sys.stdout = None  # if it was stdout that can't be written: it won't be tried again
+    except (RuntimeError, MemoryError) as error:
+        told = in_words(error)
+        if told is None:
+            raise
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+    if not is_first():
+        time.sleep(5)  # the first process says it, and torchrun then ends this one; if it has nothing to say, this one speaks
+    print("train.py: " + " ".join(told.splitlines()), file=sys.stderr, flush=True)
+    return 2
+
+
+def in_words(error):
+    """What the user can do about a RuntimeError or MemoryError; None where there is no such thing."""
+    text = first_line(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+        return "not enough memory: take a smaller --batch-size or --width, or more processes; --resume goes on from the last checkpoint"
+    if isinstance(error, dist.DistError) or "gloo" in text or "onnection" in text:
+        return f"lost the other processes ({text}): start all of them again, with --resume"
+    return None
+
+
+def is_first():
+    """Whether this process speaks for all of them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def first_line(error):
+    """The first line of an error's text, not too long."""
+    return (str(error).splitlines() or [""])[0][:120]
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -38,6 +38,20 @@ figure2_right() {
     for d in 1 2 4 8 18 32;    do run $MNIST --group trans --max-distance $d --distance topological; done
 }
 
-for name in ${@:-table1 table2 figure2_right figure2_left}; do
+quickstart() { for loss in hssl assl frozen; do run --dataset mnist5k --loss $loss; done; }
+
+mnist_whole() { for loss in hssl assl; do run --dataset mnist --epochs 2 $TUNED --loss $loss; done; }
+
+objectives() {  # beyond the paper, on MNIST: other objectives in both forms, both at once, rotation × scale
+    for loss in hssl assl; do
+        for objective in ntxent bilinear byol simsiam; do run $MNIST --group scale --loss $loss --objective $objective; done
+        run $MNIST --group rotscale --loss $loss
+    done
+    for group in rot scale; do run $MNIST --group $group --loss hybrid; done
+    for loss in hssl assl frozen; do run $MNIST --group scale --loss $loss; run $MNIST --group rot --loss $loss; done  # to compare
+    run $MNIST --group rotscale --loss frozen
+}
+
+for name in ${@:-table1 quickstart table2 figure2_right mnist_whole figure2_left objectives}; do
     for seed in ${SEEDS:-0 1 2}; do $name; done
 done

@@ -6,6 +6,7 @@
 Every number is a mean over seeds with their standard deviation, or a paired difference over seeds with its 95 %
 confidence interval.  The runs are results/run.sh's; the paper's numbers are in results/paper.json.
 """
+import contextlib
 import json
 import math
 import os
@@ -20,21 +21,17 @@ T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Stude
 
 
 def rows_of(experiment, folder="results"):
-    """results/EXPERIMENT.jsonl, one dict a run; a torn line, and a second line of one configuration, count for nothing."""
-    rows = {}
+    """results/EXPERIMENT.jsonl, one dict a run: result.json with its flags; a torn line counts for nothing."""
+    rows = []
     for line in open(os.path.join(folder, f"{experiment}.jsonl")):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        row["config"].setdefault("objective", "infonce")
-        rows.setdefault(json.dumps(row["config"], sort_keys=True), row)
-    return list(rows.values())
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def by_seed(rows, key="top1", **config):
     """{seed: value} of the rows with that configuration."""
-    return {r["config"]["seed"]: r[key] for r in rows if all(r["config"].get(k) == v for k, v in config.items())}
+    return {r["seed"]: r[key] for r in rows if all(r[k] == v for k, v in config.items())}
 
 
 def plus_minus(values, sign=""):
@@ -58,8 +55,8 @@ def grid(experiment, folder="results"):
     rows = rows_of(experiment, folder)
     paper = {tuple(p[:3]): p[3:] for p in json.load(open(os.path.join(folder, "paper.json"))).get(experiment, [])}
     keys = ("dataset", "group", "backbone", "objective")
-    kinds = sorted({tuple(r["config"][k] for k in keys) for r in rows}, key=lambda kind: [list(NAMES).index(n) for n in kind[:3]] + [kind[3]])
-    columns = [loss for loss in LOSSES if any(r["config"]["loss"] == loss for r in rows)]
+    kinds = sorted({tuple(r[k] for k in keys) for r in rows}, key=lambda kind: [list(NAMES).index(n) for n in kind[:3]] + [kind[3]])
+    columns = [loss for loss in LOSSES if any(r["loss"] == loss for r in rows)]
     text = ["| top-1, % | " + " | ".join(LOSSES[c] for c in columns) + " |", "|---" * (1 + len(columns)) + "|"]
     for kind in kinds:
         name = f"{NAMES[kind[0]]}, {NAMES[kind[1]]}" + f", {NAMES[kind[2]]}" * (kind[2] != "equivariant") + f", {kind[3]}" * (kind[3] != "infonce")
@@ -75,11 +72,10 @@ def budget(rows):
     """What the runs were, in one paragraph."""
     kinds = {}
     for r in rows:
-        c = r["config"]
-        what = (f"{NAMES[c['dataset']]}" + f", {NAMES[c['backbone']]}" * (c["backbone"] != "equivariant") +
-                f": {r['train_images']:,} training and {r['test_images']:,} test images, {{}} epochs, width {c['width']:g}")
-        kinds.setdefault(what, set()).add(c["epochs"])
-    hours = sum(r.get("cpu_seconds", r["seconds"] * r["threads"]) for r in rows) / 3600
+        what = (f"{NAMES[r['dataset']]}" + f", {NAMES[r['backbone']]}" * (r["backbone"] != "equivariant") +
+                f": {r['train_images']:,} training and {r['test_images']:,} test images, {{}} epochs, width {r['width']:g}")
+        kinds.setdefault(what, set()).add(r["epochs"])
+    hours = sum(r["cpu_seconds"] for r in rows) / 3600
     return ("; ".join(what.format(max(epochs)) for what, epochs in sorted(kinds.items()))
             + f". {len(rows)} runs, {hours:.1f} hours of one CPU core in all.")
 
@@ -89,9 +85,8 @@ def series(experiment, folder="results"):
     x = "base_size" if experiment == "figure2_left" else "max_distance"
     lines = {}
     for r in rows_of(experiment, folder):
-        c = r["config"]
-        label = NAMES[c["dataset"]] + ", " + (NAMES[c["group"]] if x == "base_size" else c["distance"])
-        lines.setdefault(label, {}).setdefault(c[x], {})[c["seed"]] = r["top1"]
+        label = NAMES[r["dataset"]] + ", " + (NAMES[r["group"]] if x == "base_size" else r["distance"])
+        lines.setdefault(label, {}).setdefault(r[x], {})[r["seed"]] = r["top1"]
     return [(label, sorted(points), points) for label, points in lines.items()]
 
 
@@ -166,10 +161,9 @@ def gap(folder="results"):
     pairs = {}
     for experiment in experiments(folder):
         for r in rows_of(experiment, folder):
-            c = r["config"]
-            if c["loss"] in ("assl", "hssl") and r.get("equivariance_error") is not None and c["objective"] == "infonce":
-                key = tuple(c.get(k) for k in ("dataset", "group", "backbone", "image_size", "train_size", "epochs"))
-                pairs.setdefault(key, {}).setdefault(c["loss"], {})[c["seed"]] = (r["top1"], r["equivariance_error"])
+            if r["loss"] in ("assl", "hssl") and r["equivariance_error"] is not None and r["objective"] == "infonce":
+                key = tuple(r.get(k) for k in ("dataset", "group", "backbone", "image_size", "train_size", "epochs"))
+                pairs.setdefault(key, {}).setdefault(r["loss"], {})[r["seed"]] = (r["top1"], r["equivariance_error"])
     points = []
     for key, found in pairs.items():
         seeds = sorted(found.get("assl", {}).keys() & found.get("hssl", {}).keys())
@@ -203,9 +197,14 @@ def table(name, folder="results"):
 
 
 def tables_into(path, folder="results"):
-    """Write every table into a Markdown file, between <!-- NAME --> and <!-- /NAME -->; → the new text."""
+    """A Markdown file's text with every table between its marks, <!-- NAME --> and <!-- /NAME -->, made anew."""
     text = open(path).read()
-    fill = lambda match: f"<!-- {match[1]} -->\n{table(match[1], folder)}\n<!-- /{match[1]} -->"
+
+    def fill(match):
+        name = match[1]
+        there = name in ("claims", "gap") or name in experiments(folder)
+        made = table(name, folder) if there else f"*Not run yet:* `sh results/run.sh {name}`"
+        return f"<!-- {name} -->\n{made}\n<!-- /{name} -->"
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", fill, text, flags=re.S)
 
 

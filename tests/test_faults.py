@@ -1,0 +1,697 @@
+"""What can go wrong in days, done on purpose: kills, full disks, lost processes, half precision, foreign files, bad input.
+
+The command runs here in processes that are forked from one that has imported train.py already, so that a life costs
+tenths of a second.  Each writes its stdout and stderr to files, dies where the test says, and can't harm the others.
+"""
+import argparse
+import gc
+import io
+import json
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+
+import pytest
+import torch
+from conftest import ROOT, blobs, relative
+from torchvision.transforms.v2.functional import to_pil_image
+
+import backbones
+import data
+import losses
+import probe
+import train
+
+fork = multiprocessing.get_context("forkserver")
+STEPS = 24  # of a run with six epochs of the images below
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nursery():
+    """The process that the lives are forked from; no torch thread has ever run in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([ROOT, os.path.dirname(__file__)]))
+        fork.set_forkserver_preload(["train", "matplotlib.pyplot", "test_faults"])
+        multiprocessing.forkserver.ensure_running()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Flags of a run on 128 images of 16 px, 32 a batch: four steps an epoch, a few milliseconds each."""
+    root = tmp_path_factory.mktemp("images")
+    torch.manual_seed(0)
+    for split, n in (("train", 64), ("test", 8)):
+        for c in range(2):
+            (root / split / str(c)).mkdir(parents=True)
+            images = (blobs(n, 16, 3).clamp(max=1) * (255 - 100 * c)).to(torch.uint8)  # (n, 3, 16, 16)
+            for i, image in enumerate(images):
+                to_pil_image(image).save(root / split / str(c) / f"{i}.png")
+    return ["--dataset", "folder", "--data-dir", str(root), "--group", "trans", "--width", "0.125", "--batch-size", "32",
+            "--lr", "2", "--warmup-epochs", "1", "--checkpoint-minutes", "0"]
+
+
+# ---------------------------------------------------------------- a life of the command
+def life(folder, flags, die=None, limit=None, env=(), stdout="stdout"):
+    """What happens in a forked process: train.py's command, alone in a folder, with a fault.
+
+    die: see `die_at`; limit: no file may grow beyond so many bytes; stdout: the file to write it to."""
+    os.chdir(folder)
+    os.environ.update(env)
+    for fd, path in ((1, stdout), (2, "stderr")):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    torch.set_num_threads(1)
+    train.tqdm.set_lock(threading.RLock())  # its own would be shared memory, which a killed life leaves behind
+    evaluate = probe.linear_accuracy
+    probe.linear_accuracy = lambda *args, **more: evaluate(*args, **more, steps=20)  # 3,000 would teach these tests nothing
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    die_at(**die or {})
+    sys.exit(train.command([str(flag) for flag in flags]))
+
+
+def die_at(call=None, byte=None, rename=None, step=None):
+    """kill -9 at the so-manyth function call of this life, when so many bytes of checkpoints are on the disk, after the
+    so-manyth time that a checkpoint was put aside for the next, or before a step."""
+    def die():
+        frame, names = sys._getframe(1), []
+        while frame:
+            if frame.f_code.co_filename == train.__file__:
+                names.append(frame.f_code.co_name)
+            frame = frame.f_back
+        with open("deaths", "a") as file:
+            file.write(json.dumps(names) + "\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    class Mortal(io.FileIO):
+        written = 0
+
+        def write(self, content):
+            left = byte - Mortal.written
+            Mortal.written += len(content)
+            if len(content) > left:
+                super().write(content[:left])
+                die()
+            return super().write(content)
+
+    counts = Counter()
+
+    def after(count, key, at, act=None):
+        counts[key] += count
+        if at and counts[key] >= at:
+            sys.setprofile(None)
+            die()
+        return act
+
+    replace, rate = os.replace, train.learning_rate
+    if byte:
+        train.open = lambda path, *more, **named: (Mortal if path.endswith("checkpoint.pt.tmp") else open)(path, *more, **named)
+    if rename:
+        os.replace = lambda a, b: after(b.endswith(".previous"), "rename", rename, replace(a, b))
+    if step is not None:
+        train.learning_rate = lambda t, *more: die() if t == step else rate(t, *more)
+    if call:
+        sys.setprofile(lambda frame, event, arg: after("call" in event, "call", call))
+
+
+def begin(folder, flags, **fault):
+    folder.mkdir(exist_ok=True, parents=True)
+    process = fork.Process(target=life, args=(str(folder), flags), kwargs=fault)
+    process.start()
+    return process
+
+
+def live(folder, flags, **fault):
+    """One life to its end: → exit status (negative: the signal), stdout, stderr."""
+    process = begin(folder, flags, **fault)
+    process.join(120)
+    return (process.exitcode, *((folder / name).read_text() for name in ("stdout", "stderr") if (folder / name).exists()))
+
+
+def refused(folder, flags, *words, **fault):
+    """The command must say it in one line, with status 2, and leave no file half-written."""
+    status, *_, stderr = live(folder, flags, **fault)
+    assert status == 2 and stderr.startswith("train.py: ") and stderr.count("\n") == 1, (status, stderr)
+    assert all(word in stderr for word in words), stderr
+    assert not list(folder.rglob("*.tmp"))
+    return stderr
+
+
+def checkpoint(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def same(a, b):
+    """Two checkpoints' weights, momenta and scaler, bit for bit."""
+    flat = lambda state: {**state["model"], **{(i, k): v for i, s in state["optimizer"]["state"].items() for k, v in s.items()}}
+    a_all, b_all = flat(a), flat(b)
+    return (a_all.keys() == b_all.keys() and all(torch.equal(a_all[k], b_all[k]) for k in a_all)
+            and a["step"] == b["step"] and a["scaler"] == b["scaler"])
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny, tmp_path_factory):
+    """The checkpoint of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    status, _, stderr = live(folder, [*tiny, "--epochs", 6, "--out", "r"])
+    assert status == 0 and stderr == "", stderr
+    state = checkpoint(folder / "r")
+    assert state["step"] == STEPS
+    return state
+
+
+# ---------------------------------------------------------------- kills
+def test_killed_at_twenty_random_moments_and_resumed(tiny, tmp_path, unbroken):
+    """Six at any function call of the first steps, eight in the middle of writing a checkpoint, four between its two
+    renames, and two late ones, in the curves and the probe (a life starts with 50,000 calls, a step is 12,000)."""
+    draw = random.Random(0)
+    moments = ([dict(call=draw.randrange(1, 100_000)) for _ in range(6)] + [dict(byte=draw.randrange(1, 150_000)) for _ in range(8)]
+               + [dict(rename=1)] * 4)
+    draw.shuffle(moments)
+    moments += [dict(call=draw.randrange(250_000, 400_000)), dict(call=draw.randrange(52_000, 58_000))]
+    flags = [*tiny, "--epochs", 6, "--out", "r"]
+    for moment in moments:
+        status = live(tmp_path, flags + ["--resume"] * (tmp_path / "r/config.json").exists(), die=moment)[0]
+        assert status == -signal.SIGKILL, f"{moment} came after the end"
+    status, _, stderr = live(tmp_path, [*flags, "--resume"])
+    assert status == 0, stderr
+    deaths = [json.loads(line) for line in open(tmp_path / "deaths")]
+    print(Counter(names[0] for names in deaths))
+    assert len(deaths) == 20 and sum("save" in names for names in deaths) >= 12
+    assert same(checkpoint(tmp_path / "r"), unbroken)
+    steps = [json.loads(line).get("step") for line in open(tmp_path / "r/metrics.jsonl")][1:]
+    assert steps == sorted(set(steps)) and steps[-1] == STEPS
+
+
+def test_another_process_in_the_folder_is_not_disturbed(tiny, tmp_path):
+    import fcntl
+    flags = [*tiny, "--epochs", 1, "--out", "r"]
+    assert live(tmp_path, flags)[0] == 0
+    with open(tmp_path / "r/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused(tmp_path, [*flags, "--resume"], "another process is at work in r")
+    assert live(tmp_path, [*flags, "--resume"])[0] == 0
+
+
+# ---------------------------------------------------------------- full disks, and folders that can't be written
+def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_when_there_is_room(tiny, tmp_path, unbroken):
+    """No room for the checkpoint, for the log, for the curves; then a device that really says "no space left"."""
+    flags = [*tiny, "--epochs", 6, "--out", "r", "--resume"]
+    assert live(tmp_path, flags[:-1], die=dict(step=6))[0] == -signal.SIGKILL
+    folder, size = tmp_path / "r", lambda name: (tmp_path / "r" / name).stat().st_size
+    for limit, words in ((size("checkpoint.pt") - 1, "can't write r/checkpoint.pt (File too large): the last checkpoint is kept"),
+                         (size("metrics.jsonl") + 1, "File too large")):
+        before = (folder / "checkpoint.pt").read_bytes()
+        refused(tmp_path, flags, words, "--resume", limit=limit)
+        assert (folder / "checkpoint.pt").read_bytes() == before
+    os.symlink("/dev/full", folder / "checkpoint.pt.tmp")
+    refused(tmp_path, flags, "No space left on device", "make room, then --resume")
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    status, _, stderr = live(tmp_path, flags)
+    assert status == 0 and stderr == "" and same(checkpoint(folder), unbroken)
+
+
+def test_a_result_that_can_not_be_written_is_there_after_the_next_resume(tiny, tmp_path):
+    flags = [*tiny, "--epochs", 0, "--out", "r"]
+    assert live(tmp_path, flags)[0] == 0
+    result = tmp_path / "r/result.json"
+    size = result.stat().st_size
+    result.unlink()
+    refused(tmp_path, [*flags, "--resume"], "File too large", "--resume", limit=size - 1)
+    assert not result.exists()
+    assert live(tmp_path, [*flags, "--resume"])[0] == 0 and json.load(open(result))["top1"] >= 0
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/here", "x" * 300])
+def test_a_folder_that_can_not_be_made_is_refused(tiny, tmp_path, out):
+    (tmp_path / "file").write_text("mine")
+    refused(tmp_path, [*tiny, "--epochs", 0, "--out", out], "can't write into")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_output_that_nobody_takes_is_told_in_one_line(tiny, tmp_path):
+    refused(tmp_path, [*tiny, "--epochs", 0, "--out", "r"], "No space left on device", stdout="/dev/full")
+
+
+def test_a_folder_with_another_ones_files_is_left_alone(tiny, tmp_path):
+    flags, folder = [*tiny, "--epochs", 0, "--out", "r"], tmp_path / "r"
+    folder.mkdir()
+    (folder / "checkpoint.pt").write_text("mine")
+    refused(tmp_path, flags, "holds a checkpoint but no config.json")
+    for foreign in ("", "{", "[]", "{}", '{"config": 5}', '{"config": []}', '{"config": ["a"]}', "\udcff"):
+        (folder / "config.json").write_bytes(foreign.encode("utf-8", "surrogateescape"))
+        refused(tmp_path, [*flags, "--resume"], "take another --out" if foreign != '{"config": []}' else "can't resume with other flags")
+    assert (folder / "checkpoint.pt").read_text() == "mine"
+
+
+# ---------------------------------------------------------------- many processes
+def ranks(folder, flags, world=2, **faults):
+    """The command in several forked processes that meet on a free port; faults: rank0=dict(…).  → (status, stderr) each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = dict(WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    flags = [*flags, "--out", str(folder / "r")]
+    processes = [begin(folder / str(r), flags, env=dict(env, RANK=str(r), LOCAL_RANK=str(r)), **faults.get(f"rank{r}", {}))
+                 for r in range(world)]
+    for process in processes:
+        process.join(120)
+    return [(p.exitcode, (folder / str(r) / "stderr").read_text()) for r, p in enumerate(processes)]
+
+
+@pytest.fixture(scope="module")
+def unbroken_pair(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    assert ranks(folder, [*tiny, "--epochs", 6]) == [(0, ""), (0, "")]
+    return checkpoint(folder / "r")
+
+
+DIES = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import train
+rate = train.learning_rate
+if os.environ["RANK"] == "1":
+    train.learning_rate = lambda t, *more: os.kill(os.getpid(), signal.SIGKILL) if t == 6 else rate(t, *more)
+sys.exit(train.command())
+"""
+
+
+def torchrun(folder, script, *flags, port=()):
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", *(port or ["--standalone"]), "--nproc_per_node=2", script,
+                           *map(str, flags)], cwd=folder, text=True, capture_output=True, timeout=120, env=dict(os.environ, OMP_NUM_THREADS="1"))
+
+
+def test_a_process_that_dies_under_torchrun_ends_the_job_and_resume_finishes_it(tiny, tmp_path, unbroken_pair):
+    (tmp_path / "dies.py").write_text(DIES.format(root=ROOT))
+    done = torchrun(tmp_path, "dies.py", *tiny, "--epochs", 6, "--out", "r")
+    assert done.returncode != 0
+    top = "\n".join(done.stderr.splitlines()[:6])
+    assert "lost the other processes" in top or "exitcode: -9" in top, done.stderr
+    assert "Traceback" not in done.stderr.split("ChildFailedError")[0].split("torch/distributed")[0], done.stderr
+    assert 1 <= checkpoint(tmp_path / "r")["step"] <= 6
+    assert ranks(tmp_path, [*tiny, "--epochs", 6, "--resume"]) == [(0, ""), (0, "")]
+    assert same(checkpoint(tmp_path / "r"), unbroken_pair)
+
+
+def test_the_first_process_dies_and_the_other_says_so(tiny, tmp_path, unbroken_pair):
+    flags = [*tiny, "--epochs", 6]
+    (first, _), (second, stderr) = ranks(tmp_path, flags, rank0=dict(die=dict(step=6)))
+    assert first == -signal.SIGKILL and second == 2
+    assert stderr.startswith("train.py: lost the other processes") and stderr.count("\n") == 1 and "--resume" in stderr, stderr
+    assert ranks(tmp_path, [*flags, "--resume"]) == [(0, ""), (0, "")]
+    assert same(checkpoint(tmp_path / "r"), unbroken_pair)
+
+
+def test_a_full_disk_ends_every_process(tiny, tmp_path):
+    (first, stderr), (second, other) = ranks(tmp_path, [*tiny, "--epochs", 6], rank0=dict(limit=8000))
+    assert first == 2 and "can't write" in stderr and stderr.count("\n") == 1
+    assert second == 2 and "lost the other processes" in other and other.count("\n") == 1
+
+
+def test_wrong_flags_under_torchrun_are_told_once(tmp_path):
+    """One line of train.py's; torchrun adds its own report."""
+    done = torchrun(tmp_path, os.path.join(ROOT, "train.py"), "--group", "affine")
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
+    assert len(told) == 1 and "invalid choice: 'affine'" in told[0], done.stderr
+
+
+def test_a_port_in_use(tiny, tmp_path):
+    """By torchrun's own word where torchrun meets there, by train.py's where the variables were set by hand."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = torchrun(tmp_path, os.path.join(ROOT, "train.py"), "--epochs", 0, port=["--master-addr=127.0.0.1", f"--master-port={port}"])
+        assert done.returncode != 0 and "EADDRINUSE" in done.stderr, done.stderr
+        env = dict(LOCAL_RANK="0", RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        status, _, stderr = live(tmp_path, [*tiny, "--out", "r"], env=env)
+        assert status == 2 and stderr.splitlines()[-1].startswith(f"train.py: the processes can't meet at 127.0.0.1:{port}"), stderr
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("env, words", [
+    (dict(LOCAL_RANK="0"), "RANK is not"), (dict(LOCAL_RANK="0", RANK="0", WORLD_SIZE="2", MASTER_PORT="1"), "MASTER_ADDR is not"),
+    (dict(LOCAL_RANK="one", RANK="0", WORLD_SIZE="2", MASTER_ADDR="h", MASTER_PORT="1"), "want whole numbers"),
+    (dict(LOCAL_RANK="0", RANK="0", WORLD_SIZE="3", MASTER_ADDR="h", MASTER_PORT="1"), "does not divide among 3 processes: take 30"),
+    (dict(LOCAL_RANK="0", RANK="0", WORLD_SIZE="2", MASTER_ADDR="h", MASTER_PORT="door"), "can't meet at h:door")])
+def test_half_a_torchrun(tiny, tmp_path, env, words):
+    refused(tmp_path, [*tiny, "--out", "r"], words, env=env)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_detached_classifier_is_not_synchronised():
+    """It is the first process that probes, alone: its BatchNorm must be the one that probe.evaluate looks for."""
+    f, h, classifier = backbones.build("cifar10", "trans", width=1 / 16)
+    model = torch.nn.ModuleList([f, h, classifier])
+    before = Counter(type(m) for m in classifier.modules())
+    train.synchronise(model, but=classifier)
+    assert Counter(type(m) for m in classifier.modules()) == before
+    assert not any(isinstance(m, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)) for part in (f, h) for m in part.modules())
+
+
+# ---------------------------------------------------------------- half precision
+def test_half_precision_loss_and_gradients_are_those_of_float64():
+    """One step of the whole network on black and white strokes, with n bits of significand.  The loss is rounded by a few
+    units of 2⁻ⁿ.  The gradient by a few units of 2^(-n/2): rounding moves a share of about 2⁻ⁿ of the ReLUs across zero,
+    and each of those changes its gradient by all of it, so that the squares add up to 2⁻ⁿ."""
+    bits = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}
+    x = torch.nn.functional.pad((blobs(64, 28) > 0.3).double(), (0, 1, 0, 1))  # (64, 1, 29, 29)
+    args = argparse.Namespace(loss="hssl", objective="infonce", tau=0.1)
+    for group in ("rot", "trans"):
+        got = {}
+        for dtype in (torch.float64, *bits):
+            torch.manual_seed(0)
+            f, h, classifier = backbones.build("mnist", group, width=0.125)
+            draws = losses.Draws("hssl", group, True, f.order, 29, 8, f.stride)
+            kept = torch.float64 if dtype == torch.float64 else torch.float32  # of the weights
+            model = train.Objective(args, f, h, classifier, draws).train().to(kept)
+            with torch.autocast("cpu", dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
+                loss, _, _ = model(x.to(kept), None, *draws(64, train.seeded(0, 0, 2)))
+            loss.backward()
+            got[dtype] = float(loss.detach()), torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
+        true, right = got[torch.float64]
+        for dtype, n in bits.items():
+            loss, grad = got[dtype]
+            off = abs(loss - true) / true, relative(grad, right)
+            print(group, dtype, f"loss {off[0] * 2 ** n:.2f} × 2⁻ⁿ, gradient {off[1] * 2 ** (n / 2):.2f} × 2^(-n/2)")
+            assert off[0] < 16 * 2.0 ** -n, (group, dtype, off)
+            assert off[1] < 16 * 2.0 ** (-n / 2), (group, dtype, off)
+
+
+def test_bf16_stays_near_float32(tiny, tmp_path):
+    """100 steps, a line every fourth.  With a step of fixed length for each tensor (LARS) a run this small amplifies every
+    rounding, so weights are not compared; but its curve must stay nearer to float32's than half the way to another
+    seed's, the mean of two."""
+    flags = [*tiny, "--group", "rot", "--epochs", 25, "--checkpoint-minutes", 10]
+    runs = dict(float32=["--amp", "off"], bf16=["--amp", "bf16"], seed1=["--amp", "off", "--seed", 1], seed2=["--amp", "off", "--seed", 2])
+    for process in [begin(tmp_path / name, [*flags, *more, "--out", "r"]) for name, more in runs.items()]:  # side by side
+        process.join(120)
+        assert process.exitcode == 0
+    logs = {name: train.read_lines(str(tmp_path / name / "r/metrics.jsonl")) for name in runs}
+    curve = {name: torch.tensor([row["loss"] for row in rows if "loss" in row]) for name, rows in logs.items()}  # (25,) each
+    assert all(len(c) == 25 for c in curve.values())
+    far = {name: (curve[name] - curve["float32"]).abs() for name in runs}
+    final = {name: torch.cat([v.flatten() for k, v in checkpoint(tmp_path / name / "r")["model"].items() if k.startswith("f.convs")])
+             for name in runs}
+    said = "; ".join(f"{name}: loss differs by {far[name].mean():.3f} (mean), {far[name].max():.3f} (at most), at the end by "
+                     f"{far[name][-6:].mean():.3f}, weights by {relative(final[name], final['float32']):.4f}" for name in runs)
+    print(said)
+    assert far["bf16"].mean() < (far["seed1"].mean() + far["seed2"].mean()) / 2 / 2, said
+    assert far["bf16"].max() < (far["seed1"].max() + far["seed2"].max()) / 2 / 2, said
+
+
+def test_fp16_with_its_scaler(tiny, tmp_path):
+    """A scale that makes the first gradients inf: those steps are skipped and the scale halved, then it learns; the scale
+    is in the checkpoint, and a resumed run goes on with it, bit for bit."""
+    flags = [*tiny, "--amp", "fp16", "--epochs", 6]
+    assert live(tmp_path, [*flags, "--out", "whole"])[0] == 0
+    assert live(tmp_path, [*flags, "--out", "r"], die=dict(step=10))[0] == -signal.SIGKILL
+    assert live(tmp_path, [*flags, "--out", "r", "--resume"])[0] == 0
+    whole = checkpoint(tmp_path / "whole")
+    print(whole["scaler"])
+    assert same(checkpoint(tmp_path / "r"), whole) and 0 < whole["scaler"]["_growth_tracker"] <= STEPS
+
+    assert live(tmp_path, [*flags, "--out", "high"], die=dict(step=1))[0] == -signal.SIGKILL
+    state = checkpoint(tmp_path / "high")
+    state["scaler"]["scale"] = 2.0 ** 24  # gradients of this size overflow fp16's 65,504
+    torch.save(state, tmp_path / "high/checkpoint.pt")
+    assert live(tmp_path, [*flags, "--out", "high", "--resume"], die=dict(step=2))[0] == -signal.SIGKILL
+    skipped = checkpoint(tmp_path / "high")
+    assert skipped["step"] == 2 and skipped["scaler"]["scale"] == 2.0 ** 23
+    learned = [k for k in state["model"] if k.endswith(("weight", "bias"))]
+    assert all(torch.equal(skipped["model"][k], state["model"][k]) for k in learned)
+    assert live(tmp_path, [*flags, "--out", "high", "--resume"])[0] == 0
+    end = checkpoint(tmp_path / "high")
+    print(end["scaler"])
+    assert end["step"] == STEPS and 1 <= end["scaler"]["scale"] < 2.0 ** 23 and end["scaler"]["_growth_tracker"] > 0
+    assert not all(torch.equal(end["model"][k], state["model"][k]) for k in learned)
+
+
+def test_skipping_that_never_ends_is_told(tiny, tmp_path):
+    flags = [*tiny, "--amp", "fp16", "--epochs", 6, "--out", "r"]
+    assert live(tmp_path, flags, die=dict(step=1))[0] == -signal.SIGKILL
+    state = checkpoint(tmp_path / "r")
+    state["scaler"]["scale"] = 2.0 ** -25
+    torch.save(state, tmp_path / "r/checkpoint.pt")
+    refused(tmp_path, [*flags, "--resume"], "not finite at step 1", "the last checkpoint is kept")
+
+
+def test_weights_that_are_not_finite_are_not_saved(tiny, tmp_path):
+    """A finite gradient can still make an infinite step, and only the next loss would show it."""
+    refused(tmp_path, [*tiny, "--epochs", 1, "--weight-decay", "1e38", "--lr", "1e30", "--out", "r"], "not finite", "smaller --lr")
+    for file in (tmp_path / "r").glob("checkpoint*"):
+        assert all(v.isfinite().all() for v in torch.load(file, weights_only=True)["model"].values())
+
+
+# ---------------------------------------------------------------- every objective, and resumed
+@pytest.mark.parametrize("flags", [["--objective", "ntxent"], ["--objective", "bilinear"], ["--objective", "byol"], ["--objective", "simsiam"],
+                                   ["--loss", "hybrid", "--group", "scale"]], ids=lambda flags: flags[1])
+def test_every_objective_runs_and_resumes_bit_for_bit(tiny, tmp_path, flags):
+    flags = [*tiny, "--epochs", 2, *flags]
+    status, said, stderr = live(tmp_path, [*flags, "--out", "whole"])
+    assert status == 0 and stderr == "" and "8 steps" in said, stderr
+    assert live(tmp_path, [*flags, "--out", "r"], die=dict(step=5))[0] == -signal.SIGKILL
+    assert live(tmp_path, [*flags, "--out", "r", "--resume"])[0] == 0
+    whole = checkpoint(tmp_path / "whole")
+    assert whole["step"] == 8 and same(checkpoint(tmp_path / "r"), whole)
+    result, line = json.load(open(tmp_path / "r/result.json")), train.read_lines(str(tmp_path / "r/metrics.jsonl"))[-1]
+    assert result["top1"] >= 0 and {"spread", "positive_rank", "chance"} <= line.keys() and abs(line["loss"]) < 20
+    slow = [k for k in whole["model"] if k.startswith("target.") and k.endswith("weight")]
+    assert bool(slow) == ("byol" in flags)
+    if slow:  # follows f slowly: it is neither f nor where it was
+        fast = whole["model"][slow[0].replace("target.0.", "f.")]
+        assert 0 < relative(whole["model"][slow[0]], fast) < 0.1
+
+
+# ---------------------------------------------------------------- experiments
+def test_an_experiment_lists_each_run_once_and_goes_on_with_what_was_broken_off(tiny, tmp_path):
+    flags, listed = [*tiny, "--epochs", 2, "--experiment", "demo", "--test-size", 10], tmp_path / "results/demo.jsonl"
+    assert live(tmp_path, flags, die=dict(step=5))[0] == -signal.SIGKILL and not listed.exists()
+    folder, = (tmp_path / "runs").iterdir()
+    assert live(tmp_path, flags)[0] == 0  # no --resume, and it goes on
+    row, = train.read_lines(str(listed))
+    assert row["experiment"] == "demo" and row["test_images"] == 10 and row["test_size"] == 10
+    assert [r["step"] for r in train.read_lines(str(folder / "metrics.jsonl"))[1:]] == [4, 8]
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    status, said, _ = live(tmp_path, flags)
+    assert status == 0 and "seed 0 of hssl is there" in said and len(train.read_lines(str(listed))) == 1
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+    with open(listed, "ab") as file:  # what a kill and strangers may leave there
+        file.write(b'[]\n{"top1": 5}\n\xff\xfe\n{"top1": {"torn')
+    other = [*flags[:flags.index("--experiment")], "--experiment", "other", "--test-size", 10]
+    status, said, _ = live(tmp_path, other)  # the same run for another table: listed there, not trained again
+    assert status == 0 and "is there" in said and [r["experiment"] for r in train.read_lines(str(tmp_path / "results/other.jsonl"))] == ["other"]
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert live(tmp_path, [*flags, "--epochs", 0])[0] == 0  # another run: its line does not stick to the torn one
+    assert [r["epochs"] for r in train.read_lines(str(listed)) if "epochs" in r] == [2, 0]
+    assert live(tmp_path, other[:-4] + ["--experiment", "third", "--test-size", 10], env=dict(RANK="1"))[0] == 0
+    assert not (tmp_path / "results/third.jsonl").exists()  # only the first process lists
+
+
+def test_results_that_are_no_folder_are_told(tiny, tmp_path):
+    (tmp_path / "results").write_text("mine")
+    refused(tmp_path, [*tiny, "--epochs", 0, "--experiment", "demo"], "File exists (results)")
+
+
+# ---------------------------------------------------------------- command lines, data, other people's folders
+VALUES = {  # what a hand may type: good ones, then bad ones
+    "--dataset": (["folder"], ["svhn", "", "Folder", "tiny-imagenet"]),
+    "--data-dir": ([], ["nowhere", "", "\udcff", "a\nb", "/dev/null"]),
+    "--train-size": (["64", "32", "１２０"], ["1", "1e2", "10000000000000000000000", "-4", ""]),
+    "--test-size": (["1", "9"], ["0", "17", "ten"]),
+    "--group": (["trans", "rot"], ["TRANS", "affine", "é"]),
+    "--loss": (["hssl", "assl", "frozen", "supervised", "hybrid"], ["nt-xent", "🙂"]),
+    "--objective": (["infonce", "ntxent", "bilinear", "byol", "simsiam"], ["moco"]),
+    "--backbone": (["equivariant", "cnn", "mlp"], ["resnet"]),
+    "--epochs": (["0", "1", "1_0"], ["-1", "1.5", "nan", "", "٣x", "9" * 5000]),
+    "--batch-size": (["2", "32", "31"], ["0", "1", "999", "0x20", "None"]),
+    "--lr": (["0", "1e-3", "2"], ["nan", "inf", "-1", "1,5", "1e400"]),
+    "--warmup-epochs": (["0", "0.5", "100"], ["1e308", "-0.1", "a few"]),
+    "--weight-decay": (["0", "1e-4"], ["-1e-4", "1e38", ""]),
+    "--tau": (["0.1", "1e-3"], ["0", "-1", "nan", "1e-45"]),
+    "--base-size": (["1", "2"], ["0", "63", "999999999", "1.0"]),
+    "--max-distance": (["4", "1e9"], ["0", "0.5", "nan"]),
+    "--distance": (["euclidean", "topological"], ["cosine"]),
+    "--width": (["0.125", "0.1", "1e-9"], ["0", "17", "wide", "-inf"]),
+    "--amp": (["off", "bf16", "fp16"], ["on", "float8"]),
+    "--seed": (["0", "2147483647"], ["-1", "2147483648", "π"]),
+    "--checkpoint-minutes": (["0", "1e300"], ["-1", "soon"]),
+    "--experiment": (["demo"], ["", "../up", "a/b", "-x", ".", "é"]),
+    "--out": (["new", "ü 🙂", "\udcff", "a\nb", "deep/er"], ["r", "file", "file/x", "x" * 300]),
+    "--resume": ([], []), "--help": ([], []), "--no-such": (["1"], [""]), "-1": ([], []), "--": ([], []), "stray": ([], []),
+}
+
+
+def command_line(draw):
+    """Up to five random flags: good and bad values, none, one too many, given twice."""
+    line = []
+    for _ in range(draw.randrange(6)):
+        flag = draw.choice([f for f in VALUES if f not in ("--help", "--no-such", "-1", "--", "stray")] if draw.random() < 0.95 else list(VALUES))
+        good, bad = VALUES[flag]
+        values = good if good and draw.random() < 0.7 else good + bad
+        style = draw.random()
+        if not values or style < 0.03:
+            line.append(flag)
+        else:
+            value = draw.choice(values)
+            line += [f"{flag}={value}"] if style < 0.3 else [flag, value]
+    return line
+
+
+def many_lives(folder, lines):
+    """In a forked process: the command once for each line; one JSON object each, the exit status and what it said."""
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    evaluate = probe.linear_accuracy
+    probe.linear_accuracy = lambda *args, **more: evaluate(*args, **more, steps=20)
+    with open("lives", "w") as log:
+        for line in lines:
+            os.dup2(os.open("stdout", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+            os.dup2(os.open("stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            try:
+                status = train.command(line)
+            except SystemExit as stop:
+                status = stop.code
+            except BaseException as error:  # what would be a traceback
+                status = repr(error)
+            gc.collect()  # of what it left, the lock on its folder
+            sys.stdout.flush()
+            log.write(json.dumps(dict(line=line, status=status, stderr=open("stderr", newline="").read())) + "\n")
+            log.flush()
+
+
+def test_two_hundred_random_command_lines(tiny, tmp_path):
+    """Each ends with status 0, or with 2 and one line; and the run that is there in r stays as it is."""
+    assert live(tmp_path, [*tiny, "--epochs", 1, "--out", "r"])[0] == 0
+    (tmp_path / "file").write_text("mine")
+    kept = {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
+    draw = random.Random(0)
+    lines = [[*tiny, "--epochs", draw.choice("0001"), *draw.choice([[], ["--out", "r"], *[["--out", f"new{i}"]] * 3]), *command_line(draw)]
+             for i in range(200)]
+    process = fork.Process(target=many_lives, args=(str(tmp_path), lines))
+    process.start()
+    process.join(200)
+    lives = [json.loads(line) for line in open(tmp_path / "lives")]
+    assert len(lives) == 200 and process.exitcode == 0
+    for one in lives:
+        flags = one["line"][len(tiny):]
+        assert one["status"] in (0, 2), (flags, one)
+        if one["status"] == 2:
+            assert one["stderr"].startswith("train.py: ") and one["stderr"].count("\n") == 1 == len(one["stderr"].splitlines()), (flags, one)
+    print(Counter(one["status"] for one in lives), *sorted({one["stderr"].strip()[:150] for one in lives}), sep="\n")
+    assert Counter(one["status"] for one in lives)[0] > 40 < Counter(one["status"] for one in lives)[2]
+    assert {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()} == kept and (tmp_path / "file").read_text() == "mine"
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def png(path, size=16):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_pil_image(torch.randint(256, (3, *([size] * 2 if isinstance(size, int) else size)), dtype=torch.uint8)).save(path)
+
+
+def grey(root):
+    to_pil_image(torch.randint(256, (1, 16, 16), dtype=torch.uint8)).save(root / "train/0/0.png")
+
+
+BAD_DATA = {  # what is done to the folder, flags, words of the answer
+    "empty class": (lambda root: [(root / part / "zebra").mkdir() for part in ("train", "test")], [], ["zebra", "remove an empty class"]),
+    "truncated image": (lambda root: os.truncate(root / "train/0/0.png", 200), [], ["0.png can't be read"]),
+    "an image of another size": (lambda root: png(root / "train/0/0.png", 17), [], ["17 × 17", "make them one size"]),
+    "test images of another size": (lambda root: [png(p, 20) for p in root.glob("test/*/*.png")], [], ["test images 20 × 20"]),
+    "not square": (lambda root: [png(p, (16, 18)) for p in root.glob("*/*/*.png")], [], ["make them square"]),
+    "no test folder": (lambda root: shutil.rmtree(root / "test"), [], ["no test or val folder"]),
+    "a class of the test images that is in no training image": (lambda root: png(root / "test/zebra/0.png"), [], ["zebra"]),
+    "a batch larger than the data": (lambda root: None, ["--batch-size", 13], ["take at most 12"]),
+    "more training images than there are": (lambda root: None, ["--train-size", 13], ["has 12 train images"]),
+    "more test images than there are": (lambda root: None, ["--test-size", 5], ["has 4 test images"]),
+    "base size of the whole group": (lambda root: None, ["--group", "rot", "--base-size", 4], ["1 … 3"]),
+    "no pair that near": (lambda root: None, ["--max-distance", 0.5], ["nearest"]),
+}
+
+
+@pytest.mark.parametrize("what", BAD_DATA)
+def test_bad_data_are_named_before_anything_is_written(tiny, tmp_path, what):
+    spoil, flags, words = BAD_DATA[what]
+    root = tmp_path / "images"
+    for part, n in (("train", 6), ("test", 2)):
+        for c in "01":
+            for i in range(n):
+                png(root / part / c / f"{i}.png")
+    spoil(root)
+    line = [*tiny, "--data-dir", root, "--batch-size", 4, "--epochs", 1, "--out", "r"]
+    refused(tmp_path, [*line, *flags], *words)
+    assert not (tmp_path / "r").exists()
+    if what == "truncated image":  # and what is no fault: a grey image among colour ones
+        grey(root)
+        assert live(tmp_path, line)[0] == 0
+
+
+def test_mutated_images_are_read_or_named(tmp_path):
+    draw, path = random.Random(0), tmp_path / "x"
+    for kind in ("PNG", "JPEG"):
+        buffer = io.BytesIO()
+        to_pil_image(torch.randint(256, (3, 16, 16), dtype=torch.uint8)).save(buffer, kind)
+        for _ in range(100):
+            content = bytearray(buffer.getvalue())
+            for _ in range(draw.randrange(1, 4)):
+                content[draw.randrange(len(content))] = draw.randrange(256)
+            path.write_bytes(content[:draw.choice([len(content), draw.randrange(len(content))])])
+            try:
+                assert data._read([str(path)]).shape[:2] == (1, 3)
+            except data.DataError as error:
+                assert "can't be read" in str(error)
+
+
+def test_damaged_mnist_files_are_named(tmp_path):
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte").write_bytes(b"\0\0\x08\x03\0\0\0\x02cut")
+    with pytest.raises(data.DataError, match="can't be read"):
+        data.load("mnist", str(tmp_path))
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda r: shutil.rmtree(r), lambda r: (r / "config.json").unlink(), lambda r: (r / "checkpoint.pt").unlink(),
+    lambda r: os.truncate(r / "config.json", 100), lambda r: (r / "config.json").write_text("[]"),
+    lambda r: (r / "config.json").write_text('{"config": 5}'), lambda r: (r / "config.json").write_text('{"config": {"dataset": "folder"}}'),
+    lambda r: (r / "config.json").write_bytes(b"\xff\xfe"), lambda r: os.truncate(r / "checkpoint.pt", 1000),
+    lambda r: (r / "checkpoint.pt").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR."), lambda r: torch.save([1], r / "checkpoint.pt"),
+    lambda r: torch.save({"model": [1]}, r / "checkpoint.pt"), lambda r: torch.save({"model": {1: 2}}, r / "checkpoint.pt"),
+    lambda r: torch.save({"model": {"f.x": torch.ones(1)}}, r / "checkpoint.pt"),
+    lambda r: (r / "config.json").write_text((r / "config.json").read_text().replace('"width": 0.125', '"width": 0.25')),
+    lambda r: (r / "config.json").write_text((r / "config.json").read_text().replace('"width": 0.125', '"width": "wide"')),
+    lambda r: (r / "config.json").write_text((r / "config.json").read_text().replace('"dataset": "folder"', '"dataset": "svhn"')),
+], ids=["no folder", "no config", "no checkpoint", "cut config", "a list", "a number", "half a config", "no text", "cut checkpoint", "hostile",
+        "foreign", "no dict", "no names", "other weights", "other shapes", "no width", "no data set"])
+def test_a_folder_that_can_not_be_probed_is_told(tiny, tmp_path, finished, spoil):
+    folder = tmp_path / "r"
+    shutil.copytree(finished / "r", folder)
+    spoil(folder)
+    with pytest.raises((probe.ProbeError, data.DataError)) as caught:
+        probe.open_run(str(folder), tiny[3])
+    assert "\n" not in str(caught.value) and not (tmp_path / "hacked").exists()
+
+
+def test_the_probe_says_it_in_one_line(tmp_path):
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "probe.py"), "nowhere"], cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 2 and done.stderr.startswith("probe.py: nowhere holds no finished run") and done.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A folder with a finished run r."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert live(folder, [*tiny, "--epochs", 1, "--out", "r"])[0] == 0
+    return folder
