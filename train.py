@@ -202,36 +202,49 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         """x (B, C, …) → the same shape and dtype; its buffers move as BatchNorm's do."""
         if not self.training:
             return super().forward(x)
-        axes = [0, *range(2, x.dim())]
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        y = x if x.dtype == torch.float64 else x.float()  # (B, C, …)
-        count = torch.tensor([float(x.numel() // x.shape[1])], dtype=y.dtype)  # (1,)
-        total = AllReduce.apply(torch.cat([y.sum(axes), count]))  # (C + 1,)
-        mean, n = total[:-1] / total[-1], total[-1]  # (C,), ()
-        centred = y - mean.view(shape)  # (B, C, …)
-        variance = AllReduce.apply(centred.pow(2).sum(axes)) / n  # (C,)
+        y, mean, variance, n = Normalise.apply(x, self.weight, self.bias, self.eps)  # (B, C, …), (C,), (C,), ()
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)  # (C,)
             self.running_var.lerp_((variance * n / (n - 1)).to(self.running_var), self.momentum)  # (C,)
-        scale = self.weight * (variance + self.eps).rsqrt()  # (C,)
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)  # (B, C, …)
+        return y
 
 
-class AllReduce(torch.autograd.Function):
-    """The sum over all processes, forward and backward: any shape → the same."""
+class Normalise(torch.autograd.Function):
+    """y = w·(x - μ)/√(σ² + ε) + b, with the mean μ and variance σ² of all processes' examples.
 
-    @staticmethod
-    def forward(ctx, x):
-        total = x.clone()  # as x
-        dist.all_reduce(total)
-        return total
+    Each process does what torch's BatchNorm does, in torch's kernels; what they tell each other is 4·C + 1 numbers."""
 
     @staticmethod
-    def backward(ctx, grad):
-        total = grad.contiguous().clone()  # as x
-        dist.all_reduce(total)
-        return total
+    def forward(ctx, x, weight, bias, eps):
+        unused = torch.zeros_like(weight)  # (C,)
+        here, spread = torch.batch_norm_update_stats(x, unused, unused.clone(), 0.0)  # (C,), (C,): this process's μ and σ²
+        n = torch.full((1,), x.numel() / x.shape[1], dtype=here.dtype)  # (1,)
+        total = all_reduce(torch.cat([n, n * here]))  # (1 + C,)
+        mean = total[1:] / total[0]  # (C,)
+        variance = all_reduce(n * (spread + (here - mean) ** 2)) / total[0]  # (C,)
+        n = total[0].clone()  # ()
+        ctx.save_for_backward(x, weight, mean, variance, n)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, n)
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, variance, n
+
+    @staticmethod
+    def backward(ctx, dy, *_):
+        """With x̂ = (x - μ)/√(σ² + ε):  dx = w/√(σ² + ε)·(dy - Σdy/n - x̂·Σ(dy·x̂)/n), the two sums over all processes."""
+        x, weight, mean, variance, n = ctx.saved_tensors
+        rate = (variance + ctx.eps).rsqrt()  # (C,)
+        dx, dw, db = torch.ops.aten.native_batch_norm_backward(
+            dy.contiguous(), x, weight, mean, variance, mean, rate, False, ctx.eps, [True] * 3)  # (B, C, …), (C,), (C,)
+        sums = all_reduce(torch.cat([dw, db])) * (weight * rate / n).repeat(2)  # (2·C,)
+        dx -= F.batch_norm(x, mean, variance, *sums.chunk(2), False, 0.0, ctx.eps)  # (B, C, …)
+        return dx, dw, db, None
+
+
+def all_reduce(x):
+    """The sum over all processes, in place: any shape → the same."""
+    dist.all_reduce(x)
+    return x
 
 
 def synchronise(module, but=None):

@@ -15,8 +15,9 @@ from losses import Draws, info_nce
 BATCH = 12
 
 
-def one_step(rank, world, args):
-    """One training step of one process: (loss, gradients, weights, buffers) after it."""
+def one_step(rank, world, loss, group, objective):
+    """One training step of one process: its loss, and gradients, weights and buffers after it."""
+    args = argparse.Namespace(loss=loss, group=group, tau=0.1, objective=objective)
     torch.manual_seed(0)
     torch.set_num_threads(1)
     f, h, classifier = build("mnist", args.group, width=1 / 16)
@@ -41,12 +42,24 @@ def one_step(rank, world, args):
     return loss, grads, state
 
 
-def worker(rank, world, args, folder):
+CASES = [("hssl", "rot", "infonce"), ("assl", "trans", "infonce"), ("hssl", "scale", "infonce"), ("supervised", "rot", "infonce"),
+         ("hybrid", "scale", "bilinear"), ("hssl", "rot", "byol"), ("assl", "rot", "simsiam")]
+
+
+def worker(rank, world, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    result = one_step(rank, world, args)
-    torch.save(result, f"{folder}/{rank}.pt")
+    for case in CASES:
+        torch.save(one_step(rank, world, *case), f"{folder}/{'-'.join(case)}-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def many(request, tmp_path_factory):
+    """The number of processes, and the folder with what each of them found in each case."""
+    folder = tmp_path_factory.mktemp(f"world{request.param}")
+    mp.spawn(worker, (request.param, str(folder)), nprocs=request.param)
+    return request.param, folder
 
 
 def close(ours, theirs, floor=1e-12):
@@ -54,16 +67,12 @@ def close(ours, theirs, floor=1e-12):
     return relative(ours, theirs) < 1e-10 or float((ours - theirs).norm()) < floor
 
 
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("loss, group, objective", [
-    ("hssl", "rot", "infonce"), ("assl", "trans", "infonce"), ("hssl", "scale", "infonce"), ("supervised", "rot", "infonce"),
-    ("hybrid", "scale", "bilinear"), ("hssl", "rot", "byol"), ("assl", "rot", "simsiam")])
-def test_many_processes_equal_one(tmp_path, world, loss, group, objective):
-    args = argparse.Namespace(loss=loss, group=group, tau=0.1, objective=objective)
-    expected_loss, grads, state = one_step(0, 1, args)
-    mp.spawn(worker, (world, args, str(tmp_path)), nprocs=world)
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_many_processes_equal_one(many, case):
+    world, folder = many
+    expected_loss, grads, state = one_step(0, 1, *case)
     for rank in range(world):
-        got_loss, got_grads, got_state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        got_loss, got_grads, got_state = torch.load(folder / f"{'-'.join(case)}-{rank}.pt", weights_only=True)
         assert abs(float(got_loss - expected_loss)) < 1e-10
         assert grads.keys() == got_grads.keys() and len(grads) > 5
         for k in grads:
