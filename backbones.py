@@ -251,7 +251,7 @@ def build(kind, group, backbone="equivariant", width=1.0, classes=10, size=29, c
         axis = dict(scales=(1.0,) * f.order)  # an emulated axis: its elements are all treated alike
     if kind == "mnist" or backbone == "mlp":
         h = Head(base_size * f.channels, [scaled(128, width)] * 3)
-        classifier = MNISTClassifier(f.channels, classes, positions=1 if backbone == "mlp" else 8, **axis)
+        classifier = MNISTClassifier(f.channels, classes, positions=1 if backbone == "mlp" else math.ceil(size / 4), **axis)
     else:
         h = Head(base_size * f.channels, [scaled(c, width) for c in (512, 2048, 512)], norm_input=True)
         classifier = ResNetClassifier(f.channels, classes)

@@ -23,11 +23,12 @@ class DataError(Exception):
     """The images can't be had; the message is one line that says what to do."""
 
 
-def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None):
+def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, image_size=None):
     """→ Data, its images already at the size at which strides are exact (29 px MNIST, 31 px the others).
 
     train_size: keep the first so many of a seeded shuffle of the training images; test_size: of the test images, always
-    the same ones.  Raises DataError."""
+    the same ones; image_size: another number of px, padded with black on the right and below, or cropped there.
+    Raises DataError."""
     train, test, classes, kind = {"mnist5k": _mnist5k, "mnist": _mnist, "cifar10": _cifar10,
                                   "tiny-imagenet": _tiny_imagenet, "folder": _folder}[dataset](data_dir)
     train_x, train_y = _part(*train, train_size, seed, "train")
@@ -36,7 +37,8 @@ def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None):
         raise DataError(f"training images are {_size(train_x)}, test images {_size(test_x)}: make them one size")
     size = train_x.shape[-1]
     kind = kind or ("mnist" if size <= 29 else "cifar10" if size <= 32 else "tiny-imagenet")
-    return Data(_legal(train_x, kind), train_y, _legal(test_x, kind), test_y, classes, kind)
+    train_x, test_x = (_canvas(_legal(x, kind), image_size) for x in (train_x, test_x))  # (N, C_in, H, H) twice
+    return Data(train_x, train_y, test_x, test_y, classes, kind)
 
 
 def _part(x, y, size, seed, name):
@@ -167,6 +169,12 @@ def _legal(x, kind):
     if size not in (31, 32):
         x = resize(x, [32, 32], antialias=True)
     return x[..., :31, :31].contiguous()  # (N, C_in, 31, 31)
+
+
+def _canvas(x, size):
+    """Images (N, C_in, H, H), padded or cropped on the right and below → (N, C_in, size, size); as they are for None."""
+    more = 0 if size is None else size - x.shape[-1]
+    return torch.nn.functional.pad(x, (0, more, 0, more)) if more else x  # (N, C_in, size, size)
 
 
 def _size(x):

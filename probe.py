@@ -101,7 +101,7 @@ def open_run(folder, data_dir=None):
         raise ProbeError(f"{folder} holds no finished run ({type(error).__name__}): name a folder that train.py wrote") from None
     dataset, train_size, seed, group, backbone, width, base_size = wanted
     try:
-        images = data.load(dataset, data_dir or "data", train_size, seed, config.get("test_size"))
+        images = data.load(dataset, data_dir or "data", train_size, seed, config.get("test_size"), config.get("image_size"))
         mean, std = data.mean_std(images.train_x)
         f, _, classifier = backbones.build(images.kind, group, backbone, width, images.classes, images.train_x.shape[-1],
                                            images.train_x.shape[1], mean, std, base_size)

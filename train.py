@@ -109,6 +109,7 @@ def parse(argv=None):
     p.add_argument("--data-dir", default="data", help="where the images are, or go (default data)")
     p.add_argument("--train-size", type=number(int, 2), metavar="N", help="only the first N of a seeded shuffle")
     p.add_argument("--test-size", type=number(int, 1), metavar="N", help="the same of the test images, whatever the seed")
+    p.add_argument("--image-size", type=number(int, 16, 1024), metavar="PX", help="pad with black, or crop, to so many px (default: where strides are exact)")
     p.add_argument("--group", choices=("trans", "rot", "scale", "rotscale"), default="scale", help="whose action is studied (default scale)")
     p.add_argument("--loss", choices=("hssl", "assl", "hybrid", "supervised", "frozen"), default="hssl",
                    help="Eq. 3 (default), Eq. 2, both (translated images, moved bundles), labels, or no training")
@@ -551,7 +552,7 @@ def main(argv=None):
     if args.experiment and listed(args):
         return
     where = setup(args)
-    load = lambda: data.load(args.dataset, args.data_dir, args.train_size, args.seed, args.test_size)
+    load = lambda: data.load(args.dataset, args.data_dir, args.train_size, args.seed, args.test_size, args.image_size)
     images = agree(load, where) or load()  # the first process goes first: it may have to download them
     n = len(images.train_x)
     if args.batch_size > n:
@@ -599,7 +600,7 @@ def networks(args, where, images):
     except ValueError as error:
         raise UsageError(str(error)) from None
     except RuntimeError as error:
-        raise UsageError(f"no {args.backbone} network is {args.width:g} wide ({first_line(error)}): take another --width") from None
+        raise UsageError(f"no {args.backbone} network is {args.width:g} wide for {size} px ({first_line(error)}): take another --width or --image-size") from None
     model = Objective(args, f.train(), h, classifier, draws).to(where.device)
     if where.world > 1:  # a detached classifier sees no batch in training, and the first process alone probes with it
         synchronise(model, but=None if args.loss == "supervised" else classifier)

@@ -38,6 +38,10 @@ figure2_right() {
     for d in 1 2 4 8 18 32;    do run $MNIST --group trans --max-distance $d --distance topological; done
 }
 
+gap_sizes() {  # MNIST rotation where strides are exact (29 px, table1) and where one or both are not
+    for px in 30 31 32; do for loss in hssl assl; do run $MNIST --group rot --image-size $px --loss $loss; done; done
+}
+
 quickstart() { for loss in hssl assl frozen; do run --dataset mnist5k --loss $loss; done; }
 
 mnist_whole() { for loss in hssl assl; do run --dataset mnist --epochs 2 $TUNED --loss $loss; done; }
@@ -52,6 +56,6 @@ objectives() {  # beyond the paper, on MNIST: other objectives in both forms, bo
     run $MNIST --group rotscale --loss frozen
 }
 
-for name in ${@:-table1 quickstart table2 figure2_right mnist_whole figure2_left objectives}; do
+for name in ${@:-table1 quickstart table2 figure2_right mnist_whole gap_sizes figure2_left objectives}; do
     for seed in ${SEEDS:-0 1 2}; do $name; done
 done

@@ -90,3 +90,10 @@ def test_tiny_imagenet_layout(tmp_path):
     (tmp_path / "val/val_annotations.txt").write_text("v.JPEG\tn1\t0\t0\t63\t63\n")
     d = data.load("tiny-imagenet", str(tmp_path))
     assert d.train_x.shape == (4, 3, 31, 31) and d.classes == 2 and d.test_y.tolist() == [1]
+
+
+def test_a_canvas_is_padded_or_cropped_on_the_right_and_below():
+    plain, small, large = (data.load("mnist5k", image_size=size).test_x for size in (None, 28, 32))
+    assert plain.shape[-1] == 29 and small.shape[-2:] == (28, 28) and large.shape[-2:] == (32, 32)
+    assert torch.equal(small, plain[..., :28, :28]) and torch.equal(large[..., :29, :29], plain)
+    assert not large[..., 29:, :].any() and not large[..., 29:].any()
