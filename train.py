@@ -236,7 +236,7 @@ class Normalise(torch.autograd.Function):
         x, weight, mean, variance, n = ctx.saved_tensors
         rate = (variance + ctx.eps).rsqrt()  # (C,)
         dx, dw, db = torch.ops.aten.native_batch_norm_backward(
-            dy.contiguous(), x, weight, mean, variance, mean, rate, False, ctx.eps, [True] * 3)  # (B, C, …), (C,), (C,)
+            dy, x, weight, mean, variance, mean, rate, False, ctx.eps, [True] * 3)  # (B, C, …), (C,), (C,)
         sums = all_reduce(torch.cat([dw, db])) * (weight * rate / n).repeat(2)  # (2·C,)
         dx -= F.batch_norm(x, mean, variance, *sums.chunk(2), False, 0.0, ctx.eps)  # (B, C, …)
         return dx, dw, db, None

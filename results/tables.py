@@ -17,7 +17,7 @@ LOSSES = {"assl": "A-SSL (Eq. 2)", "hssl": "H-SSL (Eq. 3)", "hybrid": "both (App
 NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10 (JPEG copy)", "tiny-imagenet": "Tiny ImageNet (100 images a class)",
          "mnist5k": "5,000 MNIST digits", "rot": "rotation", "trans": "translation", "scale": "scale", "rotscale": "rotation × scale",
          "equivariant": "equivariant", "mlp": "MLP", "cnn": "CNN (6 × CHW)"}
-T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t, two-sided 95 %, by degrees of freedom
+T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t, two-sided 95 %, by degrees of freedom; 9 for more
 
 
 def rows_of(experiment, folder="results"):
@@ -47,7 +47,7 @@ def interval(values):
     values = list(values)
     if len(values) < 2:
         return (values[0] if values else math.nan), math.inf
-    return statistics.mean(values), T95[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.mean(values), T95[min(len(values), len(T95)) - 1] * statistics.stdev(values) / len(values) ** 0.5
 
 
 def grid(experiment, folder="results"):
@@ -150,7 +150,7 @@ def claims(folder="results"):
                 minus(read("table2", data_set, group, loss), read("table2", data_set, group, "frozen")), verdict)
     for experiment, claim, verdict in (("figure2_left", "C4 stable in \\|g0\\|", equal), ("figure2_right", "C5 constant or falling with distance", not_above)):
         if os.path.exists(os.path.join(folder, f"{experiment}.jsonl")):
-            for label, xs, points in series(experiment, folder):
+            for label, xs, points in (line for line in series(experiment, folder) if len(line[1]) > 1):
                 row(claim, f"{label}: at {xs[-1]:g} - at {xs[0]:g}", points[xs[-1]], points[xs[0]], None,
                     verdict if experiment == "figure2_left" else lambda m, h: "holds: falls" if m < -h else "fails: rises" if m > h else "holds: not told from constant")
     return "\n".join(text)
@@ -158,17 +158,18 @@ def claims(folder="results"):
 
 def gap(folder="results"):
     """Pairs of runs alike but for A-SSL and H-SSL: [(label, equivariance error of f, A - H by seed)]."""
+    same = ("dataset", "group", "backbone", "image_size", "train_images", "epochs", "width", "lr", "batch_size")
     pairs = {}
     for experiment in experiments(folder):
         for r in rows_of(experiment, folder):
-            if r["loss"] in ("assl", "hssl") and r["equivariance_error"] is not None and r["objective"] == "infonce":
-                key = tuple(r.get(k) for k in ("dataset", "group", "backbone", "image_size", "train_size", "epochs"))
-                pairs.setdefault(key, {}).setdefault(r["loss"], {})[r["seed"]] = (r["top1"], r["equivariance_error"])
+            plain = r["objective"] == "infonce" and r["base_size"] == 1 and r["max_distance"] is None
+            if plain and r["loss"] in ("assl", "hssl") and r["equivariance_error"] is not None:
+                pairs.setdefault(tuple(r.get(k) for k in same), {}).setdefault(r["loss"], {})[r["seed"]] = (r["top1"], r["equivariance_error"])
     points = []
-    for key, found in pairs.items():
+    for (dataset, group, _, px, images, *_), found in pairs.items():
         seeds = sorted(found.get("assl", {}).keys() & found.get("hssl", {}).keys())
         if seeds:
-            label = f"{NAMES[key[0]].split(' (')[0]}, {NAMES[key[1]]}" + f", {key[3]} px" * (key[3] is not None)
+            label = f"{NAMES[dataset].split(' (')[0]}, {NAMES[group]}" + f", {px} px" * (px is not None) + f", {images:,} images"
             points.append((label, statistics.mean(found["hssl"][s][1] for s in seeds),
                            [found["assl"][s][0] - found["hssl"][s][0] for s in seeds]))
     return sorted(points, key=lambda point: point[1])

@@ -14,10 +14,14 @@ Written for a CPU; on a GPU it would need synchronisation around the clock.
 """
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import statistics
+import struct
+import subprocess
 import sys
+import tempfile
 import time
 
 import torch
@@ -204,9 +208,9 @@ def part_group_size(rows, quick):
                         (12, dict(scales=SCALES[:3], rotations=4)), (24, dict(scales=SCALES, rotations=4))):
         group = Scale(axis["scales"]) if "rotations" not in axis else RotationScale(axis["scales"])
         functions[f"|G|={order}"] = steps_of(MNISTNet(**axis), Head(128), group, 512, 29, 1)["ours"]
-    times = clock(functions, 2 if quick else 5)
+    times = clock(functions, 3 if quick else 15)
     report(rows, dict(what="step against |G|, batch 512", images_per_second={k: 512 / t for k, t in times.items()},
-                      ratios={"slowest/fastest": max(times.values()) / min(times.values())}))
+                      ratios={"|G|=24 / |G|=2": times["|G|=24"] / times["|G|=2"]}))
 
 
 def part_batch(rows, quick):
@@ -285,6 +289,57 @@ def part_nce(rows, quick):
     times = clock({"4096": lambda: nce(4096)}, 2)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     report(rows, dict(what=f"InfoNCE alone, batch 4096 (+{grown:,.0f} MiB at most)", images_per_second={k: 4096 / t for k, t in times.items()}))
+
+
+def grown(name, kind, pipe):
+    """Sends the MiB by which two steps of one competitor let a fresh process grow."""
+    train.keep_freed_memory()
+    f, h = MNISTNet(**AXES[name]), Head(128)
+    step = bare(f, 512, 29, 1) if kind == "bare" else steps_of(f, h, group_of(name), 256, 29, 1)[kind]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step(), step()
+    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def part_memory(rows, quick):
+    """Peak memory of a training step, each competitor in a process of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    for name in ("scale", "rot"):
+        peak = {}
+        for kind in ("ours", "ours float32", "usual", "usual bf16"):
+            here, there = spawn.Pipe(False)
+            process = spawn.Process(target=grown, args=(name, kind, there))
+            process.start()
+            peak[kind] = here.recv()
+            process.join()
+        told = ", ".join(f"{k} {v:,.0f}" for k, v in peak.items())
+        report(rows, dict(what=f"peak MiB, mnist {name}, batch 256: {told}", images_per_second={}, ratios={}, mib=peak))
+
+
+def noise_as_mnist(folder, n):
+    """MNIST's four files, with n training images of noise: only the clock looks at them."""
+    os.makedirs(f"{folder}/MNIST/raw")
+    for name, count in (("train", n), ("t10k", 10)):
+        for kind, magic, shape in (("images-idx3", 2051, (count, 28, 28)), ("labels-idx1", 2049, (count,))):
+            with open(f"{folder}/MNIST/raw/{name}-{kind}-ubyte", "wb") as file:
+                file.write(struct.pack(f">{1 + len(shape)}i", magic, *shape) + torch.randint(10, shape, dtype=torch.uint8).numpy().tobytes())
+
+
+def part_processes(rows, quick):
+    """train.py itself: two processes of one thread (gloo, SyncBatchNorm, gathered negatives) against one of two threads."""
+    speed = {"1 × 2 threads": [], "2 × 1 thread": []}
+    with tempfile.TemporaryDirectory() as folder:
+        noise_as_mnist(folder, 50 * 512)
+        flags = ["--dataset", "mnist", "--data-dir", folder, "--batch-size", "512", "--epochs", "2"]
+        for i in range(2 if quick else 4):
+            start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if i % 2 else []
+            subprocess.run([sys.executable, *start, train.__file__, *flags, "--out", f"{folder}/{i}"], check=True, capture_output=True,
+                           env=dict(os.environ, OMP_NUM_THREADS="1" if i % 2 else "2"))
+            first, last = [line for line in train.read_lines(f"{folder}/{i}/metrics.jsonl") if "step" in line]  # after 50 and 100 steps
+            speed[list(speed)[i % 2]].append(512 * 50 / (last["seconds"] - first["seconds"]))
+    speed = {name: statistics.median(values) for name, values in speed.items()}
+    report(rows, dict(what="train.py, mnist scale, batch 512", images_per_second=speed,
+                      ratios={"two/one": speed["2 × 1 thread"] / speed["1 × 2 threads"]}))
 
 
 def main():
