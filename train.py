@@ -512,10 +512,11 @@ def write_json(path, value):
 
 
 def code_version():
-    """The git commit of this file, "-dirty" if it is changed; None outside a checkout."""
+    """The git commit of this file, "-dirty" where a Python file is changed; None outside a checkout."""
+    git = lambda *what: subprocess.run(["git", *what], cwd=os.path.dirname(os.path.abspath(__file__)), capture_output=True, text=True, timeout=10)
     try:
-        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=os.path.dirname(os.path.abspath(__file__)),
-                              capture_output=True, text=True, timeout=10).stdout.strip() or None
+        commit = git("describe", "--always").stdout.strip()
+        return commit + "-dirty" * (git("diff", "--quiet", "HEAD", "--", "*.py").returncode != 0) if commit else None
     except (OSError, subprocess.SubprocessError):
         return None
 
