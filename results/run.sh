@@ -56,6 +56,6 @@ objectives() {  # beyond the paper, on MNIST: other objectives in both forms, bo
     run $MNIST --group rotscale --loss frozen
 }
 
-for name in ${@:-table1 quickstart table2 figure2_right mnist_whole gap_sizes figure2_left objectives}; do
+for name in ${@:-table1 table2 figure2_right gap_sizes figure2_left objectives quickstart mnist_whole}; do
     for seed in ${SEEDS:-0 1 2}; do $name; done
 done
