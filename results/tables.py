@@ -17,6 +17,8 @@ LOSSES = {"assl": "A-SSL (Eq. 2)", "hssl": "H-SSL (Eq. 3)", "hybrid": "both (App
 NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10 (JPEG copy)", "tiny-imagenet": "Tiny ImageNet (100 images a class)",
          "mnist5k": "5,000 MNIST digits", "rot": "rotation", "trans": "translation", "scale": "scale", "rotscale": "rotation × scale",
          "equivariant": "equivariant", "mlp": "MLP", "cnn": "CNN (6 × CHW)"}
+CURVES = {"figure2_left": ("base_size", "|g0|, fibers in a bundle"), "figure2_right": ("max_distance", "largest ‖g1 - g2‖² of a pair"),
+          "gap_sizes": ("image_size", "image size, px"), "rotation_epochs": ("epochs", "epochs")}  # the flag that varies, and its name
 T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t, two-sided 95 %, by degrees of freedom; 9 for more
 
 
@@ -81,11 +83,12 @@ def budget(rows):
 
 
 def series(experiment, folder="results"):
-    """Figure 2: [(label, xs, {x: {seed: top-1}})], against |g0| (figure2_left) or the largest distance (figure2_right)."""
-    x = "base_size" if experiment == "figure2_left" else "max_distance"
-    lines = {}
-    for r in rows_of(experiment, folder):
-        label = NAMES[r["dataset"]] + ", " + (NAMES[r["group"]] if x == "base_size" else r["distance"])
+    """An experiment of CURVES: [(label, xs, {x: {seed: top-1}})]."""
+    x, _ = CURVES[experiment]
+    rows, lines = rows_of(experiment, folder), {}
+    for r in rows:
+        label = NAMES[r["dataset"]] + ", " + (r["distance"] if x == "max_distance" else NAMES[r["group"]])
+        label += f", {LOSSES[r['loss']]}" * (len({row["loss"] for row in rows}) > 1)
         lines.setdefault(label, {}).setdefault(r[x], {})[r["seed"]] = r["top1"]
     return [(label, sorted(points), points) for label, points in lines.items()]
 
@@ -97,13 +100,12 @@ def change(points, x):
 
 
 def curves(experiment, folder="results"):
-    """Figure 2 as a table in Markdown; see `draw` for the picture."""
-    left = experiment == "figure2_left"
+    """An experiment of CURVES as tables in Markdown; see `draw` for the picture."""
     text = []
     for label, xs, points in series(experiment, folder):
-        text += [f"| {label}: {'|g0|'.replace('|', chr(92) + '|') if left else 'largest ‖g1 - g2‖²'} | " + " | ".join(f"{x:g}" for x in xs) + " |", "|---" * (1 + len(xs)) + "|",
+        text += [f"| {label}: {CURVES[experiment][1]} | ".replace("|g0|", "\\|g0\\|") + " | ".join(f"{x:g}" for x in xs) + " |", "|---" * (1 + len(xs)) + "|",
                  "| top-1, % | " + " | ".join(plus_minus(points[x].values()) for x in xs) + " |"]
-        if left:
+        if experiment == "figure2_left":
             text.append("| change, % | " + " | ".join(plus_minus(change(points, x), "+") for x in xs) + " |")
         text.append("")
     return "\n".join([*text, budget(rows_of(experiment, folder))])
@@ -194,7 +196,7 @@ def table(name, folder="results"):
         return gaps(folder)
     if name not in experiments(folder):
         raise ValueError(f"{folder}/{name}.jsonl is not there: first sh results/run.sh {name}, or one of {', '.join(experiments(folder))}")
-    return (curves if name.startswith("figure2") else grid)(name, folder)
+    return (curves if name in CURVES else grid)(name, folder)
 
 
 def tables_into(path, folder="results"):
@@ -226,7 +228,7 @@ def draw(folder="results"):
             ax.set_xticks(sorted({x for _, xs, _ in series(name, folder) for x in xs}))
             ax.xaxis.set_major_formatter("{x:g}")
             ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-            ax.set_xlabel("|g0|, fibers in a bundle" if name == "figure2_left" else "largest ‖g1 - g2‖² of a positive pair")
+            ax.set_xlabel(CURVES[name][1])
             ax.set_ylabel("change of top-1, %" if name == "figure2_left" else "top-1, %")
             ax.legend(fontsize=8)
         figure.savefig(os.path.join(folder, "figure2.png"), dpi=110)

@@ -64,6 +64,13 @@ def test_figures_are_series_over_seeds(folder):
     assert "| change, % | +0.0 ± 0.0 (n = 2) | +2.5 ± 10.6 (n = 2) |" in table("figure2_left", folder)
 
 
+def test_losses_that_differ_are_curves_of_their_own(folder):
+    (folder / "rotation_epochs.jsonl").write_text("\n".join(line(v, loss=loss, epochs=e) for loss, vs in (("hssl", (50, 40)), ("assl", (55, 38)))
+                                                            for e, v in zip((10, 2), vs)))
+    (one, xs, points), (two, *_) = series("rotation_epochs", folder)
+    assert "H-SSL" in one and "A-SSL" in two and xs == [2, 10] and points == {2: {0: 40}, 10: {0: 50}}
+
+
 def test_the_readme_is_what_the_results_say():
     path = os.path.join(ROOT, "README.md")
     assert "<!-- table1 -->" in open(path).read()
