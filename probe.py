@@ -34,8 +34,11 @@ def encode(f, classifier, x, device, dtype=None, batch=256, quiet=True):
     return torch.cat(features), torch.cat(vectors)
 
 
-def linear_accuracy(train_x, train_y, test_x, test_y, classes, steps=3000, batch=256, lr=0.01, seed=0):
-    """Top-1 in per cent of a linear layer on standardised features (N, C), by Adam and a cosine: the detached classifier."""
+def linear_accuracy(train_x, train_y, test_x, test_y, classes, steps=3000, epochs=50, batch=256, lr=0.01, seed=0):
+    """Top-1 in per cent of a linear layer on standardised features (N, C), by Adam and a cosine: the detached classifier.
+
+    It learns for so many steps or epochs, whichever is longer."""
+    steps = max(steps, epochs * len(train_y) // batch)
     mean, std = train_x.mean(0), train_x.std(0).clamp(min=1e-6)  # (C,)
     train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
     torch.manual_seed(seed)

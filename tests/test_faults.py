@@ -71,7 +71,7 @@ def life(folder, flags, die=None, limit=None, env=(), stdout="stdout"):
     torch.set_num_threads(1)
     train.tqdm.set_lock(threading.RLock())  # its own would be shared memory, which a killed life leaves behind
     evaluate = probe.linear_accuracy
-    probe.linear_accuracy = lambda *args, **more: evaluate(*args, **more, steps=20)  # 3,000 would teach these tests nothing
+    probe.linear_accuracy = lambda *args, **more: evaluate(*args, **more, steps=20, epochs=1)  # 3,000 would teach these tests nothing
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     die_at(**die or {})
@@ -554,7 +554,7 @@ def many_lives(folder, lines):
     os.chdir(folder)
     torch.set_num_threads(1)
     evaluate = probe.linear_accuracy
-    probe.linear_accuracy = lambda *args, **more: evaluate(*args, **more, steps=20)
+    probe.linear_accuracy = lambda *args, **more: evaluate(*args, **more, steps=20, epochs=1)
     with open("lives", "w") as log:
         for line in lines:
             os.dup2(os.open("stdout", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
