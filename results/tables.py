@@ -167,11 +167,12 @@ def gap(folder="results"):
             plain = r["objective"] == "infonce" and r["base_size"] == 1 and r["max_distance"] is None
             if plain and r["loss"] in ("assl", "hssl") and r["equivariance_error"] is not None:
                 pairs.setdefault(tuple(r.get(k) for k in same), {}).setdefault(r["loss"], {})[r["seed"]] = (r["top1"], r["equivariance_error"])
-    points = []
-    for (dataset, group, _, px, images, *_), found in pairs.items():
+    points, kinds = [], [kind[:4] for kind in pairs]
+    for (dataset, group, backbone, px, images, *_), found in pairs.items():
         seeds = sorted(found.get("assl", {}).keys() & found.get("hssl", {}).keys())
         if seeds:
-            label = f"{NAMES[dataset].split(' (')[0]}, {NAMES[group]}" + f", {px} px" * (px is not None) + f", {images:,} images"
+            label = f"{NAMES[dataset].split(' (')[0]}, {NAMES[group]}" + f", {px} px" * (px is not None)
+            label += f", {images:,} images" * (kinds.count((dataset, group, backbone, px)) > 1)  # at two budgets
             points.append((label, statistics.mean(found["hssl"][s][1] for s in seeds),
                            [found["assl"][s][0] - found["hssl"][s][0] for s in seeds]))
     return sorted(points, key=lambda point: point[1])
@@ -183,19 +184,45 @@ def gaps(folder="results"):
                       *(f"| {label} | {error:.1e} | {plus_minus(values, '+')} |" for label, error, values in gap(folder))])
 
 
+def speed(folder="results"):
+    """results/bench.json, written by tests/bench.py, in Markdown: the training steps as a table, the rest as a list."""
+    bench = json.load(open(os.path.join(folder, "bench.json")))
+    kinds = ("usual", "usual bf16", "bare")
+    text = ["| H-SSL training step | images/s | against the usual way¹ in float32 | … in bf16 | against its bare convolutions² | in float32, against the usual way |",
+            "|---" * 6 + "|"]
+    rest, forms = [], []
+    for row in bench["rows"]:
+        what, ips, ratios = row["what"], row["images_per_second"], row["ratios"] if "ratios" in row else {}
+        if "usual" in ips:
+            text.append(f"| {what.removeprefix('step, ')} | {ips['ours']:,.0f} | " + " | ".join(f"{ratios['ours/' + k]:.1f}×" for k in kinds)
+                        + f" | {ips['ours float32'] / ips['usual']:.1f}× |")
+        elif what.startswith("form, "):
+            forms.append((ratios["W(B*x)/(WB)*x"], what.removeprefix("form, ")))
+        else:
+            parts = [", ".join(f"{k} {v:,.0f}".strip() for k, v in ips.items()) + " images/s"] * bool(ips)
+            unit = " %" if "per cent" in what else ""
+            parts += [", ".join(f"{k} {v:.2f}{unit}" for k, v in ratios.items())] * bool(ratios)
+            rest.append(f"- {what}" + ": " * bool(parts) + "; ".join(parts))
+    if forms:
+        (low, at), (high, there) = min(forms), max(forms)
+        rest.append(f"- W·(B∗x) is {low:.2f} ({at}) to {high:.2f} times ({there}) as fast as (W·B)∗x over the networks' layers; a layer takes the better form")
+    m = bench["machine"]
+    about = f"{m['threads']} threads of {m['cpu']}, bf16 {'in' if m['bf16'] else 'not in'} hardware, torch {m['torch']}; medians of interleaved rounds"
+    return "\n".join([*text, "", *rest, "", f"({about}.)"])
+
+
 def experiments(folder="results"):
     """The names of all experiments that have a finished run."""
     return sorted(name[:-6] for name in os.listdir(folder) if name.endswith(".jsonl"))
 
 
 def table(name, folder="results"):
-    """One table in Markdown, by name: an experiment's, "claims" or "gap".  Raises ValueError if nothing is there yet."""
-    if name == "claims":
-        return claims(folder)
-    if name == "gap":
-        return gaps(folder)
+    """One table in Markdown, by name: an experiment's, "claims", "gap" or "speed".  Raises ValueError if nothing is there yet."""
+    made = {"claims": claims, "gap": gaps, "speed": speed}
+    if name in made:
+        return made[name](folder)
     if name not in experiments(folder):
-        raise ValueError(f"{folder}/{name}.jsonl is not there: first sh results/run.sh {name}, or one of {', '.join(experiments(folder))}")
+        raise ValueError(f"{folder}/{name}.jsonl is not there: first sh results/run.sh {name}, or one of {', '.join([*made, *experiments(folder)])}")
     return (curves if name in CURVES else grid)(name, folder)
 
 
@@ -205,8 +232,10 @@ def tables_into(path, folder="results"):
 
     def fill(match):
         name = match[1]
-        there = name in ("claims", "gap") or name in experiments(folder)
-        made = table(name, folder) if there else f"*Not run yet:* `sh results/run.sh {name}`"
+        try:
+            made = table(name, folder)
+        except ValueError:
+            made = f"*Not run yet:* `sh results/run.sh {name}`"
         return f"<!-- {name} -->\n{made}\n<!-- /{name} -->"
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", fill, text, flags=re.S)
 

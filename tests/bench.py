@@ -172,7 +172,7 @@ def part_steps(rows, quick):
         functions = steps_of(f, h, group, batch, size, c_in)
         functions["bare"] = bare(f, 2 * batch if name != "trans" else batch, size, c_in)
         times = clock(functions, 2 if quick else rounds)
-        report(rows, dict(what=f"step, {network} {name}, batch {batch}", images_per_second={k: batch / t for k, t in times.items()},
+        report(rows, dict(what=f"step, {network.replace('resnet', 'ResNet20 of width')}, {name}, batch {batch}", images_per_second={k: batch / t for k, t in times.items()},
                           ratios=versus(times, batch)))
 
 
@@ -181,7 +181,7 @@ def part_one_pass(rows, quick):
     f, h, group = MNISTNet(), Head(128), group_of("trans")
     functions = {"hssl": steps_of(f, h, group, 512, 29, 1)["ours"], "assl": steps_of(f, h, group, 512, 29, 1, a_ssl)["ours"]}
     times = clock(functions, 3 if quick else 7)
-    report(rows, dict(what="step, mnist trans, batch 512", images_per_second={k: 512 / t for k, t in times.items()},
+    report(rows, dict(what="one pass (H-SSL) against two (A-SSL), mnist trans, batch 512", images_per_second={k: 512 / t for k, t in times.items()},
                       ratios={"hssl/assl": times["assl"] / times["hssl"]}))
 
 
@@ -275,7 +275,7 @@ def part_profile(rows, quick):
         optimizer.zero_grad()
         times = clock(parts, 3 if quick else 7)
         share = {k: 100 * t / times["step"] for k, t in times.items() if k != "step"}
-        report(rows, dict(what=f"share of a step in per cent, {loss.__name__}", images_per_second={"step": 512 / times["step"]}, ratios=share))
+        report(rows, dict(what=f"share of a step in per cent, {loss.__name__}, mnist scale, batch 512", images_per_second={"step": 512 / times["step"]}, ratios=share))
 
 
 def nce(batch):
@@ -288,7 +288,7 @@ def part_nce(rows, quick):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times = clock({"4096": lambda: nce(4096)}, 2)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    report(rows, dict(what=f"InfoNCE alone, batch 4096 (+{grown:,.0f} MiB at most)", images_per_second={k: 4096 / t for k, t in times.items()}))
+    report(rows, dict(what=f"InfoNCE forward and backward, batch 4096 (+{grown:,.0f} MiB at the peak)", images_per_second={"": 4096 / t for t in times.values()}))
 
 
 def grown(name, kind, pipe):
@@ -338,7 +338,7 @@ def part_processes(rows, quick):
             first, last = [line for line in train.read_lines(f"{folder}/{i}/metrics.jsonl") if "step" in line]  # after 50 and 100 steps
             speed[list(speed)[i % 2]].append(512 * 50 / (last["seconds"] - first["seconds"]))
     speed = {name: statistics.median(values) for name, values in speed.items()}
-    report(rows, dict(what="train.py, mnist scale, batch 512", images_per_second=speed,
+    report(rows, dict(what="train.py with two processes against one, mnist scale, batch 512", images_per_second=speed,
                       ratios={"two/one": speed["2 × 1 thread"] / speed["1 × 2 threads"]}))
 
 
