@@ -534,8 +534,8 @@ def draw_curves(folder):
     axes[0].plot(steps, [line["loss"] for line in lines], label="loss")
     if "chance" in lines[0]:
         axes[0].axhline(lines[0]["chance"], color="grey", ls=":", label="at chance")
-    for key in ("positive_similarity", "negative_similarity", "spread", "positive_rank"):
-        if key in lines[0]:
+    for key in ("positive_similarity", "negative_similarity", "spread", "positive_rank", "equivariance_error"):
+        if lines[0].get(key) is not None:
             axes[1].plot(steps, [line[key] for line in lines], label=key.replace("_", " "))
     for ax in axes:
         ax.set_xlabel("step")

@@ -241,7 +241,7 @@ def part_forms(rows, quick):
             g = 1 if k == 7 else 0
             y = torch.randn(n, size, size, c).to(dtype).permute(0, 3, 1, 2).requires_grad_()
 
-            conv.mix_from = 0
+            mixes, conv.mix_from = conv.mixes(g), 0  # what a layer would do; then the one form whatever it costs
 
             def mixed():
                 return conv.one(y, conv.mixer(g).to(dtype), g)
@@ -252,7 +252,7 @@ def part_forms(rows, quick):
             times = clock({"W(B*x)": lambda: torch.autograd.grad(mixed(), [y, conv.weight], grad),
                            "(WB)*x": lambda: torch.autograd.grad(synthesised(), [y, conv.weight], grad)}, 3 if quick else 7)
             report(rows, dict(what=f"form, {c}→{c_out}, {size} px, stride {stride}, support {k}",
-                              images_per_second={key: n / t for key, t in times.items()},
+                              images_per_second={key: n / t for key, t in times.items()}, mixes=mixes,
                               ratios={"W(B*x)/(WB)*x": times["(WB)*x"] / times["W(B*x)"]}))
 
 
