@@ -227,4 +227,4 @@ def diagnostics(y1, y2):
     return dict(positive_similarity=float(positive.mean()),
                 negative_similarity=float((similarity.sum() - positive.sum()) / others),
                 positive_rank=float((similarity > positive[:, None]).sum() / others),
-                spread=float(y1.std(0).mean() * y1.shape[1] ** 0.5))
+                spread=float(y1.std(0, correction=0).mean() * y1.shape[1] ** 0.5))

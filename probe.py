@@ -1,6 +1,6 @@
 """What a finished run has learned: a detached classifier and k nearest neighbours on frozen features.
 
-    python probe.py runs/mnist5k-scale-hssl-equivariant-seed0     # probe the run again: prints and writes top-1
+    python probe.py runs/mnist5k-scale-hssl-equivariant-seed0     # probe the run again, in float32: prints and writes top-1
     python probe.py --table table1                                # a table of the paper from results/table1.jsonl
 
 Needs two siblings: backbones.py and data.py (and what they need).  The classifier is Appendix B's: on MNIST one more
@@ -144,6 +144,6 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (ProbeError, data.DataError) as error:
+    except (ProbeError, data.DataError, OSError) as error:
         print(f"probe.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -7,11 +7,11 @@
 
 Keller, Suau & Zappella (2022), Appendix B: its values are the presets of mnist, cifar10 and tiny-imagenet.
 Reads from top to bottom in the order it runs.  Writes into one folder: config.json, metrics.jsonl (one JSON object a
-line), curves.png, checkpoint.pt, and at the end result.json.
+line), curves.png, checkpoint.pt and the one before it, lock, and at the end result.json.
 
 Everything random in step t (the shuffle, g0, g1, g2) is drawn for the whole batch from a generator seeded with
 (seed, t), and each process takes its share.  So a run does not depend on how many processes it has, and a resumed
-run goes on bit for bit without a random state in the checkpoint.
+run goes on (on a CPU bit for bit) without a random state in the checkpoint.
 
 Whatever the user can mend (a flag, the data, a full disk) is told in one line, with exit status 2; 143 or 130 is a run
 that SIGTERM or Ctrl-C stopped.
@@ -123,7 +123,7 @@ def parse(argv=None):
     p.add_argument("--weight-decay", type=number(float, 0), default=1e-4, help="default 1e-4; never on biases and norms")
     p.add_argument("--tau", type=number(float, 0, open_low=True), default=0.1, help="temperature (default 0.1)")
     p.add_argument("--base-size", type=number(int, 1, 1000), default=1, help="|g0|, fibers in a bundle (default 1)")
-    p.add_argument("--max-distance", type=number(float, 0), help="largest distance between the two bundles of a pair (hssl)")
+    p.add_argument("--max-distance", type=number(float, 0), help="largest distance between the two bundles of a pair (hssl, hybrid)")
     p.add_argument("--distance", choices=("euclidean", "topological"), default="euclidean", help="which distance (default euclidean, squared)")
     p.add_argument("--width", type=number(float, 0, 16, open_low=True), help="multiplies every number of channels")
     p.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto", help="mixed precision (default auto: where the hardware has it)")
@@ -167,7 +167,8 @@ def setup(args):
     where.device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(where.device)
-        good = torch.cuda.is_bf16_supported()
+        torch.backends.cudnn.allow_tf32 = False  # float32 is float32, or an exact network would look inexact
+        good = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         good = any(torch.cpu.get_capabilities().get(k) for k in ("avx512_bf16", "amx_bf16"))
         keep_freed_memory()
@@ -203,7 +204,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         """x (B, C, …) → the same shape and dtype; its buffers move as BatchNorm's do."""
         if not self.training:
             return super().forward(x)
-        y, mean, variance, n = Normalise.apply(x, self.weight, self.bias, self.eps)  # (B, C, …), (C,), (C,), ()
+        y, mean, variance, n = BatchStatistics.apply(x, self.weight, self.bias, self.eps)  # (B, C, …), (C,), (C,), ()
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)  # (C,)
@@ -211,20 +212,19 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         return y
 
 
-class Normalise(torch.autograd.Function):
+class BatchStatistics(torch.autograd.Function):
     """y = w·(x - μ)/√(σ² + ε) + b, with the mean μ and variance σ² of all processes' examples.
 
-    Each process does what torch's BatchNorm does, in torch's kernels; what they tell each other is 4·C + 1 numbers."""
+    Each process does what torch's BatchNorm does, in torch's kernels; what they tell each other is 4·C numbers, as each has as many examples."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
         unused = torch.zeros_like(weight)  # (C,)
         here, spread = torch.batch_norm_update_stats(x, unused, unused.clone(), 0.0)  # (C,), (C,): this process's μ and σ²
-        n = torch.full((1,), x.numel() / x.shape[1], dtype=here.dtype)  # (1,)
-        total = all_reduce(torch.cat([n, n * here]))  # (1 + C,)
-        mean = total[1:] / total[0]  # (C,)
-        variance = all_reduce(n * (spread + (here - mean) ** 2)) / total[0]  # (C,)
-        n = total[0].clone()  # ()
+        world = dist.get_world_size()
+        n = here.new_tensor(x.numel() // x.shape[1] * world)  # ()
+        mean = all_reduce(here.clone()) / world  # (C,)
+        variance = all_reduce(spread + (here - mean) ** 2) / world  # (C,)
         ctx.save_for_backward(x, weight, mean, variance, n)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance, n)
@@ -252,13 +252,10 @@ def synchronise(module, but=None):
     """Replace every BatchNorm inside the module by one over all processes, in place; leave the part `but` alone."""
     for name, child in module.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            if torch.cuda.is_available():
-                norm = nn.SyncBatchNorm.convert_sync_batchnorm(child)
+            if child.weight.is_cuda:
+                setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
             else:
-                norm = SyncBatchNorm(child.num_features, child.eps, child.momentum).to(child.weight)
-                norm.load_state_dict(child.state_dict())
-                norm.requires_grad_(child.weight.requires_grad)
-            setattr(module, name, norm)
+                child.__class__ = SyncBatchNorm  # the same weights and buffers
         elif child is not but:
             synchronise(child, but)
     return module
@@ -381,7 +378,7 @@ def whole(path, mode="w", previous=False):
 
 def save(path, args, run, model, optimizer, scaler):
     """Write a checkpoint so that a whole one is there at every moment.  Raises UsageError: disk full, weights not finite."""
-    state = dict(args=config_of(args), step=run.step, seconds=run.seconds, model=model.state_dict(),
+    state = dict(args=config_of(args), step=run.step, seconds=run.seconds, cpu=run.cpu + time.process_time(), model=model.state_dict(),
                  optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
     if not all(v.isfinite().all() for v in state["model"].values()):
         raise UsageError(f"weights are not finite after step {run.step}; the last checkpoint is kept: {SMALLER}")
@@ -409,8 +406,10 @@ def resume(args, run, model, optimizer, scaler):
                 raise ValueError("another run's")
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-            scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # empty where the run began without fp16
+                scaler.load_state_dict(state["scaler"])
             run.step, run.seconds = int(state["step"]), float(state["seconds"])
+            run.cpu = float(state.get("cpu", 0))  # of the processes before this one
             if refused and is_first():
                 print(f"warning: refused {refused[0]}; going on from {candidate}, step {run.step}", file=sys.stderr)
             return
@@ -444,6 +443,12 @@ def open_folder(args):
             write_json(path, dict(config=config_of(args), argv=sys.argv, code=code_version(), torch=torch.__version__))
     except OSError as error:
         raise UsageError(f"can't write into {args.out} ({error.strerror}): take another --out") from None
+
+
+def claim(args):
+    """Open the run folder → whether another process has ended this run of an experiment meanwhile.  Raises UsageError."""
+    open_folder(args)
+    return bool(args.experiment) and listed(args)
 
 
 def check_config(args, path):
@@ -563,18 +568,19 @@ def main(argv=None):
     scaler = torch.amp.GradScaler(where.device.type, enabled=where.dtype == torch.float16)
 
     # how long, and from where
-    run = argparse.Namespace(step=0, seconds=0.0, per_epoch=n // args.batch_size)  # what fills no batch waits a shuffle
+    run = argparse.Namespace(step=0, seconds=0.0, cpu=0.0, per_epoch=n // args.batch_size)  # what fills no batch waits a shuffle
     run.steps, run.warmup = args.epochs * run.per_epoch, round(args.warmup_epochs * run.per_epoch)
     run.peak = args.lr * args.batch_size / 256
-    agree(lambda: open_folder(args), where)
+    if any_rank(bool(agree(lambda: claim(args), where)), where):
+        return
     if args.resume:
         resume(args, run, model, optimizer, scaler)
         if any_rank(run.step, where) != run.step:
             raise UsageError(f"this process found step {run.step} in {args.out}, another a later one: --out must be on a disk that all share")
-    parameters = sum(p.numel() for p in model.f.parameters())
+    run.parameters = sum(p.numel() for p in model.f.parameters())
     if where.rank == 0:
         print(f"{args.loss} on {args.dataset}: {n:,} images of {images.train_x.shape[-1]} px, group {args.group}, backbone {args.backbone}, "
-              f"{parameters:,} parameters; batch {args.batch_size} over {where.world} process{'es' * (where.world > 1)}, "
+              f"{run.parameters:,} parameters; batch {args.batch_size} over {where.world} process{'es' * (where.world > 1)}, "
               f"learning rate {run.peak:.3g}, {run.steps} steps, "
               f"{str(where.dtype).split('.')[-1] if where.dtype else 'float32'} on {where.device.type}", flush=True)
 
@@ -612,8 +618,9 @@ def train(args, where, run, images, model, optimizer, scaler):
     """The loop, from run.step to run.steps; adds the time it took to run.seconds.  Raises UsageError, SystemExit."""
     first, checkpoint = where.rank == 0, os.path.join(args.out, "checkpoint.pt")
     x, y = images.train_x.to(where.device), images.train_y.to(where.device)  # (N, C_in, H, H), (N,)
-    wrapped = DistributedDataParallel(model) if where.world > 1 and run.steps else model
-    log, bar = (open_log(args, run.step), progress(run)) if first else (None, None)
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False) if where.world > 1 and run.steps else model
+    log = open_log(args, run.step) if first else None
+    bar = tqdm(total=run.steps, initial=run.step, unit="step", dynamic_ncols=True, disable=None if first else True)  # None: where nobody watches
     before, started = run.seconds, time.time()
     saved = started
     with signals_noted() as asked:
@@ -638,16 +645,17 @@ def train(args, where, run, images, model, optimizer, scaler):
                 if first:
                     print(f"stopped after step {run.step} of {run.steps}: --resume goes on from there", file=sys.stderr)
                 raise SystemExit(128 + stop)
-    if first:
-        bar.close()
-        if not os.path.exists(checkpoint):
-            save(checkpoint, args, run, model, optimizer, scaler)  # frozen, or --epochs 0: the weights as drawn
+        if asked["signal"]:  # after the last step
+            raise SystemExit(128 + asked["signal"])
+    bar.close()
+    if first and not os.path.exists(checkpoint):
+        save(checkpoint, args, run, model, optimizer, scaler)  # frozen, or --epochs 0: the weights as drawn
 
 
 def update(args, where, run, wrapped, model, optimizer, scaler, x, y):
     """One step on all training images x (N, C_in, H, H) uint8 and labels y (N,) → loss (), views (B, D) twice or None.
 
-    Raises UsageError where loss or gradient is not finite; no weight has then changed."""
+    Raises UsageError where loss or gradient (fp16: or its scale) is not finite; no weight has then changed."""
     batch, drawn = share(args, where, run, model, len(x))  # (B,), a list of (B, …)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(run.step, run.steps, run.warmup, run.peak)
@@ -669,8 +677,8 @@ def finish(args, where, run, images, model):
     started = time.time()
     result = probe.evaluate(model.f, model.classifier, images, where.device, where.dtype, args.seed, quiet=False)
     result |= dict(equivariance_error=model.draws.equivariance(model.f, images.test_x[:256].to(where.device).float() / 255),
-                   parameters=sum(p.numel() for p in model.f.parameters()), train_seconds=round(run.seconds, 2),
-                   seconds=round(time.time() - started + run.seconds, 2), cpu_seconds=round(time.process_time(), 1), processes=where.world,
+                   parameters=run.parameters, train_seconds=round(run.seconds, 2),
+                   seconds=round(time.time() - started + run.seconds, 2), cpu_seconds=round((run.cpu + time.process_time()) * where.world, 1), processes=where.world,
                    images_per_second=round(run.steps * args.batch_size / run.seconds, 1) if run.seconds else None,
                    code=code_version(), torch=torch.__version__, threads=torch.get_num_threads(), **config_of(args))
     write_json(os.path.join(args.out, "result.json"), result)
@@ -764,16 +772,11 @@ def signals_noted():
 def open_log(args, step):
     """metrics.jsonl, opened to append, without lines of steps that a resumed run will do again."""
     path = os.path.join(args.out, "metrics.jsonl")
-    kept = [row for row in read_lines(path) if row.get("step", 0) <= step]
+    kept = [row for row in read_lines(path) if isinstance(row.get("step", 0), int) and row.get("step", 0) <= step]
     with whole(path) as file:
         for row in kept or [dict(argv=sys.argv, code=code_version(), config=config_of(args))]:
             file.write(json.dumps(row) + "\n")
     return open(path, "a")
-
-
-def progress(run):
-    """A bar with loss and time left, silent when nobody watches."""
-    return tqdm(total=run.steps, initial=run.step, unit="step", disable=None, dynamic_ncols=True)
 
 
 # ---------------------------------------------------------------- what the user is told

@@ -9,7 +9,10 @@ MNIST="--dataset mnist   --train-size 10000 --test-size 5000 --epochs 3 $TUNED"
 CIFAR="--dataset cifar10 --train-size 4096  --test-size 2000 --epochs 2 $TUNED --width 0.125"
 TIN="--dataset tiny-imagenet --train-size 4096 --test-size 2000 --epochs 2 $TUNED --width 0.125"
 
-run() { python train.py --data-dir "$DATA" --experiment $name --seed $seed "$@"; }
+run() {  # one that a signal stopped stops them all
+    python train.py --data-dir "$DATA" --experiment $name --seed $seed "$@"
+    status=$?; [ $status -lt 128 ] || exit $status
+}
 
 table1() {
     for loss in hssl assl frozen supervised; do

@@ -15,7 +15,7 @@ import statistics
 
 LOSSES = {"assl": "A-SSL (Eq. 2)", "hssl": "H-SSL (Eq. 3)", "hybrid": "both (App. A)", "frozen": "frozen", "supervised": "supervised"}
 NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10 (JPEG copy)", "tiny-imagenet": "Tiny ImageNet (100 images a class)",
-         "mnist5k": "5,000 MNIST digits", "rot": "rotation", "trans": "translation", "scale": "scale", "rotscale": "rotation × scale",
+         "mnist5k": "5,000 MNIST digits", "folder": "a folder of images", "rot": "rotation", "trans": "translation", "scale": "scale", "rotscale": "rotation × scale",
          "equivariant": "equivariant", "mlp": "MLP", "cnn": "CNN (6 × CHW)"}
 CURVES = {"figure2_left": ("base_size", "|g0|, fibers in a bundle"), "figure2_right": ("max_distance", "largest ‖g1 - g2‖² of a pair"),
           "gap_sizes": ("image_size", "image size, px"), "rotation_epochs": ("epochs", "epochs")}  # the flag that varies, and its name
@@ -72,13 +72,13 @@ def grid(experiment, folder="results"):
 
 def budget(rows):
     """What the runs were, in one paragraph."""
-    kinds = {}
+    kinds, epochs_of = {}, lambda epochs: " to ".join(map(str, sorted({min(epochs), max(epochs)}))) if epochs else "0"
     for r in rows:
         what = (f"{NAMES[r['dataset']]}" + f", {NAMES[r['backbone']]}" * (r["backbone"] != "equivariant") +
                 f": {r['train_images']:,} training and {r['test_images']:,} test images, {{}} epochs, width {r['width']:g}")
-        kinds.setdefault(what, set()).add(r["epochs"])
+        kinds.setdefault(what, set()).update({r["epochs"]} - {0})
     hours = sum(r["cpu_seconds"] for r in rows) / 3600
-    return ("; ".join(what.format(max(epochs)) for what, epochs in sorted(kinds.items()))
+    return ("; ".join(what.format(epochs_of(epochs)) for what, epochs in sorted(kinds.items()))
             + f". {len(rows)} runs, {hours:.1f} hours of one CPU core in all.")
 
 
@@ -134,6 +134,7 @@ def claims(folder="results"):
     equal = lambda m, h: "equal within 2 points" if abs(m) + h <= 2 else "differs" if abs(m) > h else "not told apart, and not shown equal"
     gains = lambda m, h: "holds" if m > h else "fails" if m < -h else "not told apart"
     not_above = lambda m, h: "holds" if m < -h else "fails" if m > h else "not told apart from frozen"
+    falls = lambda m, h: "holds: falls" if m < -h else "fails: rises" if m > h else "not told from constant"
     one, two = rows_of("table1", folder), rows_of("table2", folder) if os.path.exists(os.path.join(folder, "table2.jsonl")) else []
     for data_set in ("mnist", "cifar10", "tiny-imagenet"):
         for group in ("rot", "trans", "scale"):
@@ -144,7 +145,7 @@ def claims(folder="results"):
                 learned |= mean > half
             row("C1 A-SSL ≈ H-SSL", f"A - H, {NAMES[data_set]}, {NAMES[group]}", get("assl"), get("hssl"),
                 minus(read("table1", data_set, group, "assl"), read("table1", data_set, group, "hssl")),
-                equal if learned or not frozen else lambda m, h: "open: neither is above frozen")
+                equal if learned or not frozen else lambda m, h: "differs" if abs(m) > h else "open: neither is shown above frozen")
     for data_set in ("mnist", "cifar10"):
         row("C2 H-SSL gains from translation to scale", f"H scale - H translation, {NAMES[data_set]}",
             by_seed(one, dataset=data_set, group="scale", loss="hssl"), by_seed(one, dataset=data_set, group="trans", loss="hssl"),
@@ -155,11 +156,10 @@ def claims(folder="results"):
             claim = "C3 without structure H-SSL is at most frozen" if loss == "hssl" else "C3 … and A-SSL is above"
             row(claim, f"{'HA'[loss == 'assl']} - frozen, {NAMES[data_set]}, {NAMES[backbone]}", get(loss), get("frozen"),
                 minus(read("table2", data_set, group, loss), read("table2", data_set, group, "frozen")), verdict)
-    for experiment, claim, verdict in (("figure2_left", "C4 stable in \\|g0\\|", equal), ("figure2_right", "C5 constant or falling with distance", not_above)):
+    for experiment, claim, verdict in (("figure2_left", "C4 stable in \\|g0\\|", equal), ("figure2_right", "C5 constant or falling with distance", falls)):
         if os.path.exists(os.path.join(folder, f"{experiment}.jsonl")):
             for label, xs, points in (line for line in series(experiment, folder) if len(line[1]) > 1):
-                row(claim, f"{label}: at {xs[-1]:g} - at {xs[0]:g}", points[xs[-1]], points[xs[0]], None,
-                    verdict if experiment == "figure2_left" else lambda m, h: "holds: falls" if m < -h else "fails: rises" if m > h else "not told from constant")
+                row(claim, f"{label}: at {xs[-1]:g} - at {xs[0]:g}", points[xs[-1]], points[xs[0]], None, verdict)
     return "\n".join(text)
 
 
@@ -169,15 +169,15 @@ def gap(folder="results"):
     pairs = {}
     for experiment in experiments(folder):
         for r in rows_of(experiment, folder):
-            plain = r["objective"] == "infonce" and r["base_size"] == 1 and r["max_distance"] is None
+            plain = r["objective"] == "infonce" and r["base_size"] == 1 and r["max_distance"] is None and r["epochs"]
             if plain and r["loss"] in ("assl", "hssl") and r["equivariance_error"] is not None:
                 pairs.setdefault(tuple(r.get(k) for k in same), {}).setdefault(r["loss"], {})[r["seed"]] = (r["top1"], r["equivariance_error"])
     points, kinds = [], [kind[:4] for kind in pairs]
-    for (dataset, group, backbone, px, images, *_), found in pairs.items():
+    for (dataset, group, backbone, px, images, epochs, *_), found in pairs.items():
         seeds = sorted(found.get("assl", {}).keys() & found.get("hssl", {}).keys())
         if seeds:
             label = f"{NAMES[dataset].split(' (')[0]}, {NAMES[group]}" + f", {px} px" * (px is not None)
-            label += f", {images:,} images" * (kinds.count((dataset, group, backbone, px)) > 1)  # at two budgets
+            label += f", {images:,} images, {epochs} epochs" * (kinds.count((dataset, group, backbone, px)) > 1)  # at two budgets
             points.append((label, statistics.mean(found["hssl"][s][1] for s in seeds),
                            [found["assl"][s][0] - found["hssl"][s][0] for s in seeds]))
     return sorted(points, key=lambda point: point[1])
@@ -241,7 +241,7 @@ def tables_into(path, folder="results"):
         name = match[1]
         try:
             made = table(name, folder)
-        except ValueError:
+        except (OSError, ValueError):
             made = f"*Not run yet:* `sh results/run.sh {name}`"
         return f"<!-- {name} -->\n{made}\n<!-- /{name} -->"
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", fill, text, flags=re.S)

@@ -1,6 +1,6 @@
 """How fast, and against what: python tests/bench.py [--json FILE] [--quick] [--only PART ...]
 
-Every row times its competitors interleaved in one process, round after round, and prints the median and the ratio of
+Every row but that of batches times its competitors interleaved in one process, round after round, and prints the median and the ratio of
 medians, so that what the machine does to one it does to all.  Competitors of a training step (H-SSL, batch in the row):
 
     ours      train.py's step: sampled fibers, W·(B∗x), channels last, bf16 where the CPU has it
@@ -31,7 +31,7 @@ from torch import nn
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import train  # noqa: E402
-from backbones import BasicBlock, Head, MNISTNet, ResNet20  # noqa: E402
+from backbones import Head, MNISTNet, ResNet20  # noqa: E402
 from gconv import GConv, lift  # noqa: E402
 from groups import SCALES, Rotation, RotationScale, Scale, Translation, pairs, sample  # noqa: E402
 from losses import a_ssl, h_ssl, info_nce  # noqa: E402
@@ -78,7 +78,7 @@ class Usual(nn.Module):
 
 
 # ---------------------------------------------------------------- what is timed
-def steps_of(f, h, group, batch, size, c_in, loss=h_ssl, base=1, amp=BF16, device="cpu"):
+def steps_of(f, h, group, batch, size, c_in, loss=h_ssl, base=1, amp=BF16):
     """The training step, ours and usual, as functions of nothing."""
     x = torch.rand(batch, c_in, size, size)
     elements, allowed = pairs(group, group.base_space(base))
@@ -89,7 +89,7 @@ def steps_of(f, h, group, batch, size, c_in, loss=h_ssl, base=1, amp=BF16, devic
 
     def step(f, amp):
         g1, g2 = sample(elements, allowed, batch)
-        with torch.autocast(device, torch.bfloat16, enabled=amp):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             value = info_nce(*loss(f, h, x, group, g0, g1, g2))
         optimizer.zero_grad(set_to_none=True)
         value.backward()
@@ -151,8 +151,8 @@ def report(rows, row):
     print(f"{row['what']:<44}{speed} images/s{ratio}", flush=True)
 
 
-def versus(times, batch, reference="ours"):
-    return {f"{reference}/{name}": t / times[reference] for name, t in times.items() if name != reference}
+def versus(times):
+    return {f"ours/{name}": t / times["ours"] for name, t in times.items() if name != "ours"}
 
 
 # ---------------------------------------------------------------- the parts
@@ -173,7 +173,7 @@ def part_steps(rows, quick):
         functions["bare"] = bare(f, 2 * batch if name != "trans" else batch, size, c_in)
         times = clock(functions, 2 if quick else rounds)
         report(rows, dict(what=f"step, {network.replace('resnet', 'ResNet20 of width')}, {name}, batch {batch}", images_per_second={k: batch / t for k, t in times.items()},
-                          ratios=versus(times, batch)))
+                          ratios=versus(times)))
 
 
 def part_one_pass(rows, quick):
@@ -198,7 +198,7 @@ def part_evaluation(rows, quick):
                 f(x)
         times = clock({"ours": ours, "bare": torch.no_grad()(limit)}, 3 if quick else 9)
         report(rows, dict(what=f"evaluation, full map, mnist {name}", images_per_second={k: 64 / t for k, t in times.items()},
-                          ratios=versus(times, 64)))
+                          ratios=versus(times)))
 
 
 def part_group_size(rows, quick):
@@ -309,7 +309,7 @@ def part_memory(rows, quick):
         for kind in ("ours", "ours float32", "usual", "usual bf16"):
             here, there = spawn.Pipe(False)
             process = spawn.Process(target=grown, args=(name, kind, there))
-            process.start()
+            process.start(), there.close()
             peak[kind] = here.recv()
             process.join()
         told = ", ".join(f"{k} {v:,.0f}" for k, v in peak.items())

@@ -8,6 +8,7 @@ import torch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is tested here is the CPU, with gloo
 torch.set_num_threads(2)
 
 

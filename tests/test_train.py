@@ -141,7 +141,7 @@ def tiny_run(folder):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(20, 20), torch.nn.BatchNorm1d(20))
     optimizer, scaler = train.LARS(model.parameters()), torch.amp.GradScaler("cpu", enabled=False)
-    state = argparse.Namespace(step=0, seconds=0.0)
+    state = argparse.Namespace(step=0, seconds=0.0, cpu=0.0)
     for state.step in (1, 2):
         model(torch.randn(8, 20)).sum().backward()
         optimizer.step()
