@@ -618,7 +618,7 @@ def train(args, where, run, images, model, optimizer, scaler):
     """The loop, from run.step to run.steps; adds the time it took to run.seconds.  Raises UsageError, SystemExit."""
     first, checkpoint = where.rank == 0, os.path.join(args.out, "checkpoint.pt")
     x, y = images.train_x.to(where.device), images.train_y.to(where.device)  # (N, C_in, H, H), (N,)
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False) if where.world > 1 and run.steps else model
+    wrapped = DistributedDataParallel(model) if where.world > 1 and run.steps else model
     log = open_log(args, run.step) if first else None
     bar = tqdm(total=run.steps, initial=run.step, unit="step", dynamic_ncols=True, disable=None if first else True)  # None: where nobody watches
     before, started = run.seconds, time.time()
