@@ -64,7 +64,7 @@ image("x", x, "$x$")
 rows("z", z, [(i1, first), (i2, second)], "$z = f(x)$")
 for name, lines in (("A", "A-SSL, Eq. 2 (SimCLR)\ntwo images, one place $g_0$:\n"
                           r"$\mathrm{sim}(h(f(T_{g_1}x)(g_0)),\ h(f(T_{g_2}x)(g_0)))$"),
-                    ("H", "H-SSL, Eq. 3 (DIM, CPC)\none image, two places:\n"
+                    ("H", "H-SSL, Eq. 3 (DIM)\none image, two places:\n"
                           r"$\mathrm{sim}(h(z(g_1^{-1}g_0)),\ h(z(g_2^{-1}g_0)))$" + f"\nframed rows agree to {gap:.0e}")):
     axes[name].text(0.02, 0.5, lines, fontsize=11.5, va="center", linespacing=1.8, transform=axes[name].transAxes)
 figure.savefig(os.path.join(HERE, "idea.png"), dpi=100)
