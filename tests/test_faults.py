@@ -361,31 +361,32 @@ def test_a_detached_classifier_is_not_synchronised():
 
 # ---------------------------------------------------------------- half precision
 def test_half_precision_loss_and_gradients_are_those_of_float64():
-    """One step of the whole network on black and white strokes, with n bits of significand.  The loss is rounded by a few
-    units of 2⁻ⁿ.  The gradient by a few units of 2^(-n/2): rounding moves a share of about 2⁻ⁿ of the ReLUs across zero,
-    and each of those changes its gradient by all of it, so that the squares add up to 2⁻ⁿ."""
-    bits = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}
-    x = torch.nn.functional.pad((blobs(64, 28) > 0.3).double(), (0, 1, 0, 1))  # (64, 1, 29, 29)
+    """One step of the whole network on black and white strokes, with n bits of significand; the median of ten networks.
+
+    The loss is rounded by a few units of 2⁻ⁿ.  The gradient by a few units of 2^(-n/2): rounding moves a share of about
+    2⁻ⁿ of the ReLUs across zero, and each of those changes its gradient by all of it, so that the squares add up to 2⁻ⁿ."""
+    x = torch.nn.functional.pad((blobs(32, 28) > 0.3).double(), (0, 1, 0, 1))  # (32, 1, 29, 29)
     args = argparse.Namespace(loss="hssl", objective="infonce", tau=0.1)
-    for group in ("rot", "trans"):
-        got = {}
-        for dtype in (torch.float64, *bits):
-            torch.manual_seed(0)
-            f, h, classifier = backbones.build("mnist", group, width=0.125)
-            draws = losses.Draws("hssl", group, True, f.order, 29, 8, f.stride)
-            kept = torch.float64 if dtype == torch.float64 else torch.float32  # of the weights
-            model = train.Objective(args, f, h, classifier, draws).train().to(kept)
-            with torch.autocast("cpu", dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
-                loss, _, _ = model(x.to(kept), None, *draws(64, train.seeded(0, 0, 2)))
-            loss.backward()
-            got[dtype] = float(loss.detach()), torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
-        true, right = got[torch.float64]
-        for dtype, n in bits.items():
-            loss, grad = got[dtype]
-            off = abs(loss - true) / true, relative(grad, right)
-            print(group, dtype, f"loss {off[0] * 2 ** n:.2f} × 2⁻ⁿ, gradient {off[1] * 2 ** (n / 2):.2f} × 2^(-n/2)")
-            assert off[0] < 16 * 2.0 ** -n, (group, dtype, off)
-            assert off[1] < 16 * 2.0 ** (-n / 2), (group, dtype, off)
+
+    def step(dtype, group, seed):
+        torch.manual_seed(seed)
+        f, h, classifier = backbones.build("mnist", group, width=0.125)
+        draws = losses.Draws("hssl", group, True, f.order, 29, 8, f.stride)
+        kept = torch.float64 if dtype == torch.float64 else torch.float32  # of the weights
+        model = train.Objective(args, f, h, classifier, draws).train().to(kept)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float64):
+            loss, _, _ = model(x.to(kept), None, *draws(32, train.seeded(seed, 0, 2)))
+        loss.backward()
+        return float(loss.detach()), torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
+    for dtype, n in ((torch.bfloat16, 8), (torch.float16, 11)):
+        off = []
+        for group in ("rot", "trans"):
+            for seed in range(5):
+                (true, right), (loss, grad) = step(torch.float64, group, seed), step(dtype, group, seed)
+                off.append((2 ** n * abs(loss - true) / true, 2 ** (n / 2) * relative(grad, right)))
+        of_loss, of_grad = (float(torch.tensor(o).median()) for o in zip(*off))
+        print(dtype, f"loss {of_loss:.2f} × 2⁻ⁿ, gradient {of_grad:.2f} × 2^(-n/2)", off)
+        assert of_loss < 2 and of_grad < 6, (dtype, off)
 
 
 def test_bf16_stays_near_float32(tiny, tmp_path):

@@ -94,7 +94,7 @@ def test_equation_2_is_equation_3_for_rotation(size):
     h = trained(Head(size * f.channels, (16, 16, 16)), torch.randn(8, size * f.channels))
     x = torch.rand(12, 1, 29, 29)
     (a, ga), (b, gb) = both(f, h, x, Rotation(), *draws(Rotation(), 12, size))
-    assert abs(float(a - b)) < 1e-10
+    assert abs((a - b).item()) < 1e-10
     assert all(relative(p, q) < 1e-10 for p, q in zip(ga, gb))
 
 
@@ -113,7 +113,7 @@ def test_equation_2_is_equation_3_even_while_batchnorm_learns(size):
         grads = torch.autograd.grad(value, list(f.parameters()))
         results.append((value, grads, {k: v.clone() for k, v in f.named_buffers()}))
     (a, ga, sa), (b, gb, sb) = results
-    assert abs(float(a - b)) < 1e-10
+    assert abs((a - b).item()) < 1e-10
     assert all(relative(p, q) < 1e-10 for p, q in zip(ga, gb))
     # From |g0| = 2 on both compute whole maps, A-SSL those of twice as many images: the variance is the same, but its
     # unbiased estimate, kept for evaluation, is divided by n - 1.
