@@ -28,7 +28,7 @@ def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
     denominator="ntxent" is SimCLR's: each view of i is an anchor by itself, with all 2N-1 others below the
     fraction line, its positive included: at chance log(2N-1).
     sim is the cosine, or with W (D, D) DIM(L)'s log-bilinear model y1ᵀ W y2 on y as it is (Eq. 5, Appendix C).
-    Memory: (2B, 2N) float32 matrices, 256 MiB each at N = 4096 in one process: with the backward pass 1.0 GiB at the
+    Memory: (2B, 2N) float32 matrices, 256 MiB each at N = 4096 in one process: with the backward pass 1.0 to 1.6 GiB at the
     peak (tests/bench.py); never N × N × D.  Raises ValueError for fewer than two examples, since nothing is then k ≠ i."""
     if denominator not in ("paper", "ntxent"):
         raise ValueError(f"the denominator is 'paper' or 'ntxent', not {denominator!r}")
