@@ -272,9 +272,9 @@ def draw(folder="results"):
     points = gap(folder)
     if points:
         figure, ax = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
-        for label, error, values in points:
+        for i, (label, error, values) in enumerate(points):
             mean, half = interval(values)
-            ax.errorbar(max(error, 1e-8), mean, None if half == math.inf else statistics.stdev(values), marker="o", capsize=2, label=label)
+            ax.errorbar(max(error, 1e-8), mean, None if half == math.inf else statistics.stdev(values), marker="os^"[i // 10 % 3], capsize=2, label=label)
         ax.axhline(0, color="grey", lw=0.8)
         ax.set_xscale("log")
         ax.set_xlabel("equivariance error of f after H-SSL")
