@@ -197,7 +197,7 @@ def speed(folder="results"):
             "|---" * 6 + "|"]
     rest, forms = [], []
     for row in bench["rows"]:
-        what, ips, ratios = row["what"], row["images_per_second"], row["ratios"] if "ratios" in row else {}
+        what, ips, ratios = row["what"], row["images_per_second"], row.get("ratios", {})
         if "usual" in ips:
             text.append(f"| {what.removeprefix('step, ')} | {ips['ours']:,.0f} | " + " | ".join(f"{ratios['ours/' + k]:.1f}×" for k in kinds)
                         + f" | {ips['ours float32'] / ips['usual']:.1f}× |")

@@ -147,7 +147,7 @@ def report(rows, row):
     rows.append(row)
     ratio = "".join(f"   {k} {v:.2f}" for k, v in row.get("ratios", {}).items())
     speed = "".join(f"   {k} {v:,.0f}" for k, v in row["images_per_second"].items())
-    print(f"{row['what']:<44}{speed} images/s{ratio}", flush=True)
+    print(f"{row['what']:<44}{speed}{' images/s' * bool(speed)}{ratio}", flush=True)
 
 
 def versus(times):
