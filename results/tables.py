@@ -18,7 +18,8 @@ NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10 (JPEG copy)", "tiny-imagenet": "
          "mnist5k": "5,000 MNIST digits", "folder": "a folder of images", "rot": "rotation", "trans": "translation", "scale": "scale", "rotscale": "rotation × scale",
          "equivariant": "equivariant", "mlp": "MLP", "cnn": "CNN (6 × CHW)"}
 CURVES = {"figure2_left": ("base_size", "|g0|, fibers in a bundle"), "figure2_right": ("max_distance", "largest ‖g1 - g2‖² of a pair"),
-          "gap_sizes": ("image_size", "image size, px"), "rotation_epochs": ("epochs", "epochs")}  # the flag that varies, and its name
+          "gap_sizes": ("image_size", "image size, px"), "rotation_epochs": ("epochs", "epochs"),
+          "mlp_epochs": ("epochs", "epochs")}  # the flag that varies, and its name
 T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t, two-sided 95 %, by degrees of freedom; 9 for more
 
 
@@ -88,6 +89,7 @@ def series(experiment, folder="results"):
     rows, lines = rows_of(experiment, folder), {}
     for r in rows:
         label = NAMES[r["dataset"]] + ", " + (r["distance"] if x == "max_distance" else NAMES[r["group"]])
+        label += f", {NAMES[r['backbone']]}" * (r["backbone"] != "equivariant")
         label += f", {LOSSES[r['loss']]}" * (len({row["loss"] for row in rows}) > 1)
         lines.setdefault(label, {}).setdefault(r[x], {})[r["seed"]] = r["top1"]
     return [(label, sorted(points), points) for label, points in lines.items()]
