@@ -56,6 +56,8 @@ def interval(values):
 def grid(experiment, folder="results"):
     """A table in Markdown: a row for each data set, group, backbone and objective, a column a loss, the paper's below ours."""
     rows = rows_of(experiment, folder)
+    if experiment == "objectives" and "table1" in experiments(folder):  # the plain losses at the same budget, to compare
+        rows += [r for r in rows_of("table1", folder) if r["dataset"] == "mnist" and r["group"] != "trans" and r["loss"] != "supervised"]
     paper = {tuple(p[:3]): p[3:] for p in json.load(open(os.path.join(folder, "paper.json"))).get(experiment, [])}
     keys = ("dataset", "group", "backbone", "objective")
     kinds = sorted({tuple(r[k] for k in keys) for r in rows}, key=lambda kind: [list(NAMES).index(n) for n in kind[:3]] + [kind[3]])
@@ -72,15 +74,26 @@ def grid(experiment, folder="results"):
 
 
 def budget(rows):
-    """What the runs were, in one paragraph."""
-    kinds, epochs_of = {}, lambda epochs: " to ".join(map(str, sorted({min(epochs), max(epochs)}))) if epochs else "0"
+    """What the runs were, in one paragraph; their minutes are the median of those that trained."""
+    kinds, text = {}, []
     for r in rows:
         what = (f"{NAMES[r['dataset']]}" + f", {NAMES[r['backbone']]}" * (r["backbone"] != "equivariant") +
-                f": {r['train_images']:,} training and {r['test_images']:,} test images, {{}} epochs, width {r['width']:g}")
-        kinds.setdefault(what, set()).update({r["epochs"]} - {0})
-    hours = sum(r["cpu_seconds"] for r in rows) / 3600
-    return ("; ".join(what.format(epochs_of(epochs)) for what, epochs in sorted(kinds.items()))
-            + f". {len(rows)} runs, {hours:.1f} hours of one CPU core in all.")
+                f": {r['train_images']:,} training and {r['test_images']:,} test images, width {r['width']:g}")
+        kinds.setdefault(what, []).append(r)
+    for what, runs in sorted(kinds.items()):
+        trained = [r for r in runs if r["train_seconds"]]
+        if trained:
+            epochs, threads = ([f(r[key] for r in trained) for f in (min, max)] for key in ("epochs", "threads"))
+            minutes = statistics.median(r["train_seconds"] for r in trained) / 60
+            what += (f", {' to '.join(f'{e:g}' for e in dict.fromkeys(epochs))} epochs, {minutes:.1f} minutes of training (median) "
+                     f"on {' to '.join(map(str, dict.fromkeys(threads)))} thread" + "s" * (threads[1] > 1))
+        text.append(what)
+    return "; ".join(text) + f". {total(rows)}"
+
+
+def total(rows):
+    """How many runs, and what they took."""
+    return f"{len(rows)} runs, {sum(r['cpu_seconds'] for r in rows) / 3600:.1f} hours of one CPU core in all."
 
 
 def series(experiment, folder="results"):
@@ -227,7 +240,7 @@ def experiments(folder="results"):
 
 def table(name, folder="results"):
     """One table in Markdown, by name: an experiment's, "claims", "gap" or "speed".  Raises ValueError if nothing is there yet."""
-    made = {"claims": claims, "gap": gaps, "speed": speed}
+    made = {"claims": claims, "gap": gaps, "speed": speed, "total": lambda folder: total([r for n in experiments(folder) for r in rows_of(n, folder)])}
     if name in made:
         return made[name](folder)
     if name not in experiments(folder):
