@@ -163,7 +163,7 @@ class Draws:
     Hybrid: as H-SSL, and a1, a2 two translations of the image.
 
     loss "assl" | "hssl" | "hybrid"; group "trans" | "rot" | "scale" | "rotscale"; structured: whether the group acts on z, or z
-    only has `order` numbered elements (Table 2); size: H of the images; positions, stride: H' of z and the pixels
+    only has `order` numbered elements (Table 2; A-SSL may then take them all, base_size = order); size: H of the images; positions, stride: H' of z and the pixels
     between two positions; base_size: |g0|.
     Attributes: images, map (the group as it acts on x and on z), g0.  Raises ValueError as `groups.pairs` does."""
 
@@ -176,8 +176,11 @@ class Draws:
             self.map = groups.Scale(tuple(1.0 + i for i in range(order)))  # numbers, and no more
         elif group == "trans":
             self.map = groups.Translation(positions, positions, stride)
-        self.g0 = self.map.base_space(base_size)  # (|g0|,)
-        self.places, self.allowed = groups.pairs(self.map, self.g0, max_distance, distance)
+        if not structured and loss == "assl" and base_size == order:  # plain SimCLR: all of z at once, nothing to draw
+            self.g0, self.places = torch.arange(order), torch.zeros(1, dtype=torch.long)  # (|g0|,), (1,)
+        else:
+            self.g0 = self.map.base_space(base_size)  # (|g0|,)
+            self.places, self.allowed = groups.pairs(self.map, self.g0, max_distance, distance)
         if loss == "hybrid":
             if group == "trans":
                 raise ValueError("a hybrid translates the image and moves along another group: take rot, scale or rotscale")

@@ -104,6 +104,7 @@ def series(experiment, folder="results"):
         label = NAMES[r["dataset"]] + ", " + (r["distance"] if x == "max_distance" else NAMES[r["group"]])
         label += f", {NAMES[r['backbone']]}" * (r["backbone"] != "equivariant")
         label += f", {LOSSES[r['loss']]}" * (len({row["loss"] for row in rows}) > 1)
+        label += f", |g0| = {r['base_size']}" * (x != "base_size" and r["base_size"] > 1)
         lines.setdefault(label, {}).setdefault(r[x], {})[r["seed"]] = r["top1"]
     return [(label, sorted(points), points) for label, points in lines.items()]
 
@@ -161,6 +162,9 @@ def claims(folder="results"):
             row("C1 A-SSL ≈ H-SSL", f"A - H, {NAMES[data_set]}, {NAMES[group]}", get("assl"), get("hssl"),
                 minus(read("table1", data_set, group, "assl"), read("table1", data_set, group, "hssl")),
                 equal if learned or not frozen else lambda m, h: "differs" if abs(m) > h else "open: neither is shown above frozen")
+    if "mnist_whole" in experiments(folder):
+        whole = rows_of("mnist_whole", folder)
+        row("C1 A-SSL ≈ H-SSL", "A - H, whole MNIST, scale", by_seed(whole, loss="assl"), by_seed(whole, loss="hssl"), None, equal)
     for data_set in ("mnist", "cifar10"):
         row("C2 H-SSL gains from translation to scale", f"H scale - H translation, {NAMES[data_set]}",
             by_seed(one, dataset=data_set, group="scale", loss="hssl"), by_seed(one, dataset=data_set, group="trans", loss="hssl"),
@@ -278,6 +282,7 @@ def draw(folder="results"):
             ax.set_xscale("log")
             ax.set_xticks(sorted({x for _, xs, _ in series(name, folder) for x in xs}))
             ax.xaxis.set_major_formatter("{x:g}")
+            ax.tick_params("x", labelsize=7)
             ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
             ax.set_xlabel(CURVES[name][1])
             ax.set_ylabel("change of top-1, %" if name == "figure2_left" else "top-1, %")
