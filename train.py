@@ -122,7 +122,8 @@ def parse(argv=None):
     p.add_argument("--warmup-epochs", type=number(float, 0, 10 ** 6), help="linear warm-up before the cosine")
     p.add_argument("--weight-decay", type=number(float, 0), default=1e-4, help="default 1e-4; never on biases and norms")
     p.add_argument("--tau", type=number(float, 0, open_low=True), default=0.1, help="temperature (default 0.1)")
-    p.add_argument("--base-size", type=number(int, 1, 1000), default=1, help="|g0|, fibers in a bundle (default 1)")
+    p.add_argument("--base-size", type=number(int, 1, 1000), default=1,
+                   help="|g0|, fibers in a bundle (default 1; Table 2's A-SSL takes all of z: 16 for mlp, 6 for cnn)")
     p.add_argument("--max-distance", type=number(float, 0), help="largest distance between the two bundles of a pair (hssl, hybrid)")
     p.add_argument("--distance", choices=("euclidean", "topological"), default="euclidean", help="which distance (default euclidean, squared)")
     p.add_argument("--width", type=number(float, 0, 16, open_low=True), help="multiplies every number of channels")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import blobs, relative, trained
 
-from backbones import MLP, Head, MNISTNet
+from backbones import CNN, MLP, Head, MNISTNet
 from groups import SCALES, Rotation, Scale, Translation, pairs, sample
-from losses import a_ssl, equivariance_error, h_ssl, info_nce
+from losses import Draws, a_ssl, equivariance_error, h_ssl, info_nce
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -168,3 +168,18 @@ def test_all_paths_of_bundles_agree():
         slow = h_ssl(f, lambda y: y, x, group, g0, g1, g2)
         f.partial = True
         assert all(relative(a, b) < 1e-12 for a, b in zip(fast, slow))
+
+
+@pytest.mark.parametrize("build", [lambda: MLP(29 * 29), lambda: CNN("mnist", width=1 / 8)], ids=["mlp", "cnn"])
+def test_a_ssl_without_structure_compares_all_of_z(build):
+    """Appendix B emulates fibers "in the H-SSL setting"; A-SSL is plain SimCLR there, on every fiber at once."""
+    f = build().eval()
+    draws = Draws("assl", "trans", False, f.order, 29, 1, 1, base_size=f.order)
+    g0, g1, g2 = draws(4, torch.Generator().manual_seed(0))
+    x = torch.rand(4, 1, 29, 29)
+    views = a_ssl(f, torch.nn.Identity(), x, draws.images, g0, g1, g2, draws.map)
+    for y, g in zip(views, (g1, g2)):
+        z = f(draws.images.T(x, g)).mean((-2, -1))  # (4, C, |G|)
+        assert relative(y, z.transpose(1, 2).flatten(1)) < 1e-12
+    with pytest.raises(ValueError, match=f"1 … {f.order - 1}"):
+        Draws("hssl", "trans", False, f.order, 29, 1, 1, base_size=f.order)
