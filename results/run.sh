@@ -7,7 +7,7 @@ DATA=${DATA:-data}
 TUNED="--lr 2 --warmup-epochs 0.25 --batch-size 256"
 MNIST="--dataset mnist   --train-size 10000 --test-size 5000 --epochs 3 $TUNED"
 CIFAR="--dataset cifar10 --train-size 4096  --test-size 2000 --epochs 2 $TUNED --width 0.125"
-TIN="--dataset tiny-imagenet --train-size 20000 --test-size 2000 --epochs 1 $TUNED --width 0.125"
+TIN="--dataset tiny-imagenet --train-size 4096 --test-size 2000 --epochs 2 $TUNED --width 0.125"
 
 run() {  # one that a signal stopped stops them all
     python train.py --data-dir "$DATA" --experiment $name --seed $seed "$@"

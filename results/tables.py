@@ -37,12 +37,12 @@ def by_seed(rows, key="top1", **config):
     return {r["seed"]: r[key] for r in rows if all(r[k] == v for k, v in config.items())}
 
 
-def plus_minus(values, sign=""):
+def plus_minus(values, sign="", digits=1):
     """Mean and standard deviation over seeds as text, with n if that is not 3."""
     values = list(values)
     if len(values) < 2:
-        return f"{values[0]:{sign}.1f} (n = 1)" if values else ""
-    return f"{statistics.mean(values):{sign}.1f} ± {statistics.stdev(values):.1f}" + f" (n = {len(values)})" * (len(values) != 3)
+        return f"{values[0]:{sign}.{digits}f} (n = 1)" if values else ""
+    return f"{statistics.mean(values):{sign}.{digits}f} ± {statistics.stdev(values):.{digits}f}" + f" (n = {len(values)})" * (len(values) != 3)
 
 
 def interval(values):
@@ -65,7 +65,7 @@ def grid(experiment, folder="results"):
     text = ["| top-1, % | " + " | ".join(LOSSES[c] for c in columns) + " |", "|---" * (1 + len(columns)) + "|"]
     for kind in kinds:
         name = f"{NAMES[kind[0]]}, {NAMES[kind[1]]}" + f", {NAMES[kind[2]]}" * (kind[2] != "equivariant") + f", {kind[3]}" * (kind[3] != "infonce")
-        cells = [plus_minus(by_seed(rows, loss=c, **dict(zip(keys, kind))).values()) for c in columns]
+        cells = [plus_minus(by_seed(rows, loss=c, **dict(zip(keys, kind))).values(), digits=2 if experiment == "mnist_whole" else 1) for c in columns]
         text.append(f"| {name} | " + " | ".join(cells) + " |")
         published = [paper.get((kind[0], kind[1], c)) for c in columns]
         if any(published):
