@@ -162,9 +162,9 @@ class Draws:
     shared by both views.  H-SSL: g1 and g2 uniform among the places that g0 has, at most max_distance apart.
     Hybrid: as H-SSL, and a1, a2 two translations of the image.
 
-    loss "assl" | "hssl" | "hybrid"; group "trans" | "rot" | "scale" | "rotscale"; structured: whether the group acts on z, or z
-    only has `order` numbered elements (Table 2; A-SSL may then take them all, base_size = order); size: H of the images; positions, stride: H' of z and the pixels
-    between two positions; base_size: |g0|.
+    loss "assl" | "hssl" | "hybrid"; group "trans" | "rot" | "scale" | "rotscale"; structured: whether the group acts on
+    z, or z only has `order` numbered elements (Table 2; A-SSL may then take them all, base_size = order); size: H of the
+    images; positions, stride: H' of z and the pixels between two positions; base_size: |g0|.
     Attributes: images, map (the group as it acts on x and on z), g0.  Raises ValueError as `groups.pairs` does."""
 
     def __init__(self, loss, group, structured, order, size, positions, stride, base_size=1, max_distance=None, distance="euclidean"):

@@ -214,12 +214,13 @@ def speed(folder="results"):
     kinds = ("usual", "usual bf16", "bare")
     text = ["| H-SSL training step | images/s | against the usual way¹ in float32 | … in bf16 | against its bare convolutions² | in float32, against the usual way |",
             "|---" * 6 + "|"]
-    rest, forms = [], []
+    rest, forms, limits = [], [], []
     for row in bench["rows"]:
         what, ips, ratios = row["what"], row["images_per_second"], row.get("ratios", {})
         if "usual" in ips:
             text.append(f"| {what.removeprefix('step, ')} | {ips['ours']:,.0f} | " + " | ".join(f"{ratios['ours/' + k]:.1f}×" for k in kinds)
                         + f" | {ips['ours float32'] / ips['usual']:.1f}× |")
+            limits.append(f"{what.removeprefix('step, ').split(', batch')[0]} {ips['bare'] / ips['usual']:.1f}")
         elif what.startswith("form, "):
             ratio, = ratios.values()
             forms.append((ratio, what.removeprefix("form, "), row["mixes"] == (ratio > 1)))
@@ -228,6 +229,8 @@ def speed(folder="results"):
             unit = " %" if "per cent" in what else ""
             parts += [", ".join(f"{k} {v:.2f}{unit}" for k, v in ratios.items())] * bool(ratios)
             rest.append(f"- {what}" + ": " * bool(parts) + "; ".join(parts))
+    if limits:
+        rest.insert(0, f"- the bare convolutions² against the usual way in float32: {'; '.join(limits)} times as fast")
     if forms:
         (low, at, _), (high, there, _) = min(forms), max(forms)
         rest.append(f"- W·(B∗x) is {low:.2f} ({at}) to {high:.2f} times ({there}) as fast as (W·B)∗x over the networks' layers; "
