@@ -192,6 +192,8 @@ def gap(folder="results"):
     pairs = {}
     for experiment in experiments(folder):
         for r in rows_of(experiment, folder):
+            if r["group"] == "rotscale":
+                continue  # the one step that its error is measured for is a turn, which says nothing of scale
             plain = r["objective"] == "infonce" and r["base_size"] == 1 and r["max_distance"] is None and r["epochs"]
             if plain and r["loss"] in ("assl", "hssl") and r["equivariance_error"] is not None:
                 pairs.setdefault(tuple(r.get(k) for k in same), {}).setdefault(r["loss"], {})[r["seed"]] = (r["top1"], r["equivariance_error"])
