@@ -11,7 +11,7 @@ Needs two siblings: gconv.py, and groups.py (for the list of scales).
 Every backbone is called as f(x, elements=None): images (B, C_in, H, W) and, if only some elements of the
 lifted axis are wanted, their numbers (B, n).  It returns z (B, C, G, H', W'), or n in the place of G.
 Attributes: `order` = G, `channels` = C, `stride` = pixels between two positions of z, `partial` = whether fewer
-elements cost less.
+elements cost less, `pool` = how fibers are read off space ("mean" as the paper, or "max"; see groups.fibers).
 
 Input sizes (see README, "What is exact"): MNIST 29 px, CIFAR-10 and Tiny ImageNet 31 px.  With these every
 stride lands alike on the image and on the turned image, and z has the shapes that the paper states.
@@ -40,15 +40,19 @@ class Normalise(nn.Module):
 
 
 class MNISTNet(nn.Module):
-    """Three group convolutions, each with BatchNorm and ReLU: 29 × 29 px → z (B, 128·width, G, 8, 8)."""
+    """Three group convolutions, each with BatchNorm and ReLU: 29 × 29 px → z (B, 128·width, G, 8, 8).
 
-    def __init__(self, scales=(1.0,), rotations=1, width=1.0, c_in=1, extent=1, normalise=nn.Identity()):
+    functions: of the basis of the first layer, along each axis.  The paper's 11 on 11 pixels reach past their support at
+    the larger scales and are cut there; 3 are not.  pool: "mean" (the paper) or "max"."""
+
+    def __init__(self, scales=(1.0,), rotations=1, width=1.0, c_in=1, extent=1, normalise=nn.Identity(), functions=11, pool="mean"):
         super().__init__()
+        self.pool = pool
         self.normalise = normalise
         c1, c2, c3 = (scaled(c, width) for c in (32, 64, 128))
         group = dict(scales=scales, rotations=rotations)
         self.convs = nn.ModuleList([
-            GConv(c_in, c1, 11, 11, stride=1, padding=5, **group),
+            GConv(c_in, c1, 11, functions, stride=1, padding=5, **group),
             GConv(c1, c2, 7, 3, stride=2, padding=3, extent=extent, **group),
             GConv(c2, c3, 7, 3, stride=2, padding=3, extent=extent, **group)])
         self.norms = nn.ModuleList([nn.BatchNorm2d(c) for c in (c1, c2, c3)])
@@ -87,15 +91,17 @@ class ResNet20(nn.Module):
     padding: 31 → 25 → 25 → 13 → 7 (→ 4).  So it is unpadded here, and every map but the last is odd.
     """
 
-    def __init__(self, kind="cifar10", scales=(1.0,), rotations=1, width=1.0, c_in=3, extent=1, normalise=nn.Identity()):
+    def __init__(self, kind="cifar10", scales=(1.0,), rotations=1, width=1.0, c_in=3, extent=1, normalise=nn.Identity(),
+                 functions=7, pool="mean"):
         super().__init__()
+        self.pool = pool
         self.normalise = normalise
         outputs, strides, blocks = {"cifar10": ((128, 256, 512), (1, 2, 2), 3),
                                     "tiny-imagenet": ((64, 128, 256, 512), (1, 2, 2, 2), 2)}[kind]
         group = dict(scales=scales, rotations=rotations)
         c = scaled(64, width)
         c0 = max(9, scaled(9, width))  # nine, however narrow the rest
-        self.lifting = GConv(c_in, c0, 7, 7, stride=1, padding=0, **group)  # 31 → 25
+        self.lifting = GConv(c_in, c0, 7, functions, stride=1, padding=0, **group)  # 31 → 25
         self.conv = GConv(c0, c, 7, 3, stride=1, padding=3, extent=extent, **group)
         self.norm, self.blocks = nn.BatchNorm2d(c), nn.ModuleList()
         for c_out, stride in zip((scaled(o, width) for o in outputs), strides):
@@ -117,7 +123,7 @@ class ResNet20(nn.Module):
 class MLP(nn.Module):
     """Fully connected 784, 1024, 2048, read as 16 'fibers' of 128: z (B, 128, 16, 1, 1).  No group acts on it."""
 
-    partial, order, channels, stride = False, 16, 128, 1
+    partial, order, channels, stride, pool = False, 16, 128, 1, "mean"
 
     def __init__(self, pixels, normalise=nn.Identity()):
         super().__init__()
@@ -135,7 +141,7 @@ class CNN(nn.Module):
 
     kind "mnist": z (B, 128·width, 6, 8, 8).  "cifar10": ResNet20 with z (B, 512·width, 6, 7, 7)."""
 
-    partial, order = False, 6
+    partial, order, pool = False, 6, "mean"
 
     def __init__(self, kind="mnist", width=1.0, c_in=1, normalise=nn.Identity()):
         super().__init__()
@@ -188,20 +194,29 @@ class Head(nn.Sequential):
         super().__init__(*layers)
 
 
+def as_channels(z):
+    """All of z as the channels of one element: z (B, C, G, H', W') → (B, G·C, 1, H', W').
+
+    How a classifier reads a network without structure, whose elements have no order to take a maximum over."""
+    return z.transpose(1, 2).flatten(1, 2)[:, :, None]
+
+
 class MNISTClassifier(nn.Module):
     """One more group convolution (7, effective 3, stride 2, unpadded), the maximum over the group, a linear layer.
 
     Detached, only the linear layer learns ("a detached linear classifier") and the convolution keeps its random
     weights; attached (supervised), both learn.  This reading gives the paper's frozen accuracies, see README.
-    Where z has no space left to convolve (the MLP) there is only the maximum and the linear layer."""
+    Where z has no space left to convolve (the MLP) there is only the linear layer.  structured=False: c counts all of z."""
 
-    def __init__(self, c, classes, scales=(1.0,), rotations=1, positions=8):
+    def __init__(self, c, classes, scales=(1.0,), rotations=1, positions=8, structured=True):
         super().__init__()
+        self.structured = structured
         self.conv = GConv(c, c, 7, 3, scales=scales, rotations=rotations, stride=2) if positions >= 7 else None
         self.linear = nn.Linear(c, classes)
 
     def features(self, z):
-        """z (B, C, G, 8, 8) → (B, C), what the linear layer sees."""
+        """z (B, C, G, 8, 8) → (B, c), what the linear layer sees."""
+        z = z if self.structured else as_channels(z)  # (B, C, G, 8, 8) or (B, G·C, 1, 8, 8)
         if self.conv is not None:
             with warnings.catch_warnings():  # 8 - 7 is odd, so the paper's own layer is not exactly invariant to turns
                 warnings.simplefilter("ignore")
@@ -213,14 +228,16 @@ class MNISTClassifier(nn.Module):
 
 
 class ResNetClassifier(nn.Module):
-    """The maximum over the group, BatchNorm, ReLU, the average over space, a linear layer."""
+    """The maximum over the group, BatchNorm, ReLU, the average over space, a linear layer.  structured=False: c counts all of z."""
 
-    def __init__(self, c, classes):
+    def __init__(self, c, classes, structured=True):
         super().__init__()
+        self.structured = structured
         self.norm, self.linear = nn.BatchNorm2d(c), nn.Linear(c, classes)
 
     def features(self, z):
-        """z (B, C, G, H', W') → (B, C), what the linear layer sees."""
+        """z (B, C, G, H', W') → (B, c), what the linear layer sees."""
+        z = z if self.structured else as_channels(z)  # (B, C, G, H', W') or (B, G·C, 1, H', W')
         return F.relu(self.norm(z.amax(2))).mean((-2, -1))
 
     def forward(self, z):
@@ -229,33 +246,44 @@ class ResNetClassifier(nn.Module):
 
 # ---------------------------------------------------------------- one network for each question
 def build(kind, group, backbone="equivariant", width=1.0, classes=10, size=29, c_in=1, mean=(0.0,), std=(1.0,),
-          base_size=1, extent=1):
+          base_size=1, extent=1, functions=None, pool="mean"):
     """The backbone f, head h and classifier that Appendix B gives for a data set and a group.
 
     kind "mnist" | "cifar10" | "tiny-imagenet"; group "trans" | "rot" | "scale" | "rotscale"; backbone "equivariant" |
-    "cnn" | "mlp"; size, c_in, mean, std: of the images; base_size: |g0|, by which h's input grows.
-    Raises ValueError where Table 2 has no such network."""
+    "cnn" | "mlp"; size, c_in, mean, std: of the images; base_size: |g0|, by which h's input grows; functions, pool: see
+    MNISTNet (None: the paper's).  Raises ValueError where Table 2 has no such network."""
     axis = dict(scales=SCALES if "scale" in group else (1.0,), rotations=4 if group.startswith("rot") else 1)
     inside = dict(c_in=c_in, normalise=Normalise(mean, std))
-    if backbone == "equivariant" and kind == "mnist":
-        f = MNISTNet(width=width, extent=extent, **axis, **inside)
-    elif backbone == "equivariant":
-        f = ResNet20(kind, width=width, extent=extent, **axis, **inside)
+    choices = dict(pool=pool) if functions is None else dict(pool=pool, functions=functions)
+    structured = backbone == "equivariant"
+    if structured and kind == "mnist":
+        f = MNISTNet(width=width, extent=extent, **axis, **inside, **choices)
+    elif structured:
+        f = ResNet20(kind, width=width, extent=extent, **axis, **inside, **choices)
     elif backbone == "mlp":
         f = MLP(c_in * size * size, inside["normalise"])
     elif group == "scale":
         f = CNN(kind, width=width, **inside)
     else:
         raise ValueError("the backbone 'cnn' emulates six scales: it goes with --group scale")
-    if backbone != "equivariant":
-        axis = dict(scales=(1.0,) * f.order)  # an emulated axis: its elements are all treated alike
+    read = dict(c=f.channels, **axis) if structured else dict(c=f.order * f.channels)  # without structure: all of z
     if kind == "mnist" or backbone == "mlp":
         h = Head(base_size * f.channels, [scaled(128, width)] * 3)
-        classifier = MNISTClassifier(f.channels, classes, positions=1 if backbone == "mlp" else math.ceil(size / 4), **axis)
+        classifier = MNISTClassifier(classes=classes, positions=1 if backbone == "mlp" else math.ceil(size / 4), structured=structured, **read)
     else:
         h = Head(base_size * f.channels, [scaled(c, width) for c in (512, 2048, 512)], norm_input=True)
-        classifier = ResNetClassifier(f.channels, classes)
+        classifier = ResNetClassifier(read["c"], classes, structured)
     return f, h, classifier
+
+
+def perturb(f, epsilon, seed=0):
+    """Break f's equivariance by a known amount, in place: each element g of each group convolution (extent 1) gets its own
+    fixed change δ_g of the coefficients, ‖δ_g‖ = ε·‖w‖ (w as it is now).  ε = 0: f as it was.  It is part of the state dict."""
+    generator = torch.Generator().manual_seed(seed)
+    for conv in (m for m in f.modules() if isinstance(m, GConv)):
+        delta = torch.randn(conv.order, *conv.weight.shape, generator=generator)  # (|G|, C_out, 1, C_in, e, e)
+        delta *= epsilon * conv.weight.detach().norm() / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1, 1)
+        conv.register_buffer("delta", delta[:, :, 0].to(conv.weight))  # (|G|, C_out, C_in, e, e)
 
 
 def scaled(channels, width):

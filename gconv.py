@@ -165,6 +165,7 @@ class GConv(nn.Module):
         e = self.effective_size
         self.weight = nn.Parameter(torch.empty(c_out, extent, c_in, e, e))
         self.bias = nn.Parameter(torch.empty(c_out)) if bias else None  # one a channel, shared by all g
+        self.register_buffer("delta", None)  # backbones.perturb: a change of the coefficients that breaks equivariance on purpose
         self.reset_parameters()
         self._kept, self._warned = {}, False
 
@@ -190,7 +191,8 @@ class GConv(nn.Module):
     def coefficients(self, g):
         """What multiplies the basis at element g: w turned, neighbours side by side: (C_out, n·C_in, e, e)."""
         offsets = [k for k, _ in self.neighbours(g)]
-        return turn(self.weight[:, offsets].flatten(1, 2), g % self.rotations)
+        w = turn(self.weight[:, offsets].flatten(1, 2), g % self.rotations)  # (C_out, n·C_in, e, e)
+        return w if self.delta is None else w + self.delta[g]
 
     def mixer(self, g):
         """W, the coefficients at element g in the order of `jets`: (C_out, e²·n·C_in, 1, 1)."""

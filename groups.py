@@ -290,12 +290,12 @@ class RotationScale:
 
 
 # ---------------------------------------------------------------- fibers, bundles, and drawing g
-def fibers(z, group):
+def fibers(z, group, pool="mean"):
     """z read as a function on the group, Section 2: z(g) ∈ R^C for every g.
 
-    Translation reads the positions; the others average over space first (Appendix B).
+    Translation reads the positions; the other groups pool over space first: the "mean" as Appendix B says, or the "max".
     z (B, C, G, H', W') → (B, |G|, C)."""
-    z = z.flatten(2) if group.spatial else z.mean((-2, -1))  # (B, C, |G|)
+    z = z.flatten(2) if group.spatial else z.mean((-2, -1)) if pool == "mean" else z.amax((-2, -1))  # (B, C, |G|)
     return z.transpose(1, 2)  # (B, |G|, C)
 
 

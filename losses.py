@@ -91,9 +91,9 @@ def bundles(f, x, base, group):
     m, n = base.shape[1:]
     flat = base.flatten(1)  # (M, m·n)
     if not group.spatial and f.partial and 2 * n < f.order:
-        z = fibers(f(x, flat), group)  # (M, m·n, C) exactly those fibers
+        z = fibers(f(x, flat), group, f.pool)  # (M, m·n, C) exactly those fibers
         return z.unflatten(1, (m, n)).flatten(2).transpose(0, 1)  # (m, M, n·C)
-    z = bundle(fibers(f(x), group), flat)  # (M, m·n·C)
+    z = bundle(fibers(f(x), group, f.pool), flat)  # (M, m·n·C)
     return z.unflatten(1, (m, -1)).transpose(0, 1)  # (m, M, n·C)
 
 
@@ -142,74 +142,96 @@ def hybrid(f, h, x, group, g0, g1, g2, images, a1, a2):
 
 
 @torch.no_grad()
-def equivariance_error(f, x, group, g, g0):
-    """How far Eq. 1 is from true where the losses look: ‖f(T_g x)(g0) - f(x)(g⁻¹·g0)‖ / ‖f(x)(g⁻¹·g0)‖, a float.
+def distances(f, x, group, elements, g0, map_group=None):
+    """What f makes of T_g, for each g in `elements`: three distances in feature space, as root mean squares over images.
 
-    This is the one step from Eq. 2 to Eq. 3.  For scale it holds f's own error and that of the average over space,
-    which counts how much of the frame the shrunk digit fills (about 1/σ²).  x (B, C_in, H, W), g (B,), g0 (|g0|,) or (B, |g0|); call it with f in
-    evaluation mode, or BatchNorm learns from these images."""
-    g0 = torch.atleast_2d(g0).expand(len(x), -1)  # (B, |g0|)
-    left = bundles(f, group.T(x, g), g0[:, None], group)  # (1, B, |g0|·C)
-    right = bundles(f, x, group.shift_base(g, g0)[:, None], group)  # (1, B, |g0|·C)
-    return float((left - right).norm() / right.norm())
+        invariance  ‖f(T_g x)(g0) - f(x)(g0)‖         how much T_g changes the features at g0
+        equation1   ‖f(T_g x)(g0) - f(x)(g⁻¹·g0)‖     how far Eq. 1 is from true, the one step from Eq. 2 to Eq. 3
+        axis        ‖f(x)(g⁻¹·g0) - f(x)(g0)‖         how much the features change along the lifted axis
+
+    Each is divided by the distance between two different images, √ mean over i ≠ k of ‖f(x_i)(g0) - f(x_k)(g0)‖²: 1 means
+    "as far apart as two images".  The null of equation1 is invariance: what Eq. 1's error would be if Γ_g did nothing.
+    If f is exact, equation1 is 0 and invariance equals axis.
+
+    x (B, C_in, H, W), B >= 2; elements (M,); g0 (|g0|,).  map_group: how fibers are read off z where the group does not act
+    on z; equation1 and axis are then None, as there is no Γ_g.  → dict of three lists of M floats; None in the place of
+    every float if f gives all images the same features (0/0).  Call it with f in evaluation mode."""
+    read = lambda x, base: bundles(f, x, base.expand(len(x), -1, -1), map_group or group)  # (m, B, |g0|·C) at m base spaces
+    here = read(x, g0[None])[0]  # (B, |g0|·C)
+    moved = [read(group.T(x, g.expand(len(x))), g0[None])[0] for g in elements]  # M × (B, |g0|·C)
+    two_images = (2 * here.double().var(0).sum()).sqrt()  # (): mean over i ≠ k of ‖a_i - a_k‖² is twice the variance
+    ratio = lambda a, b: float((a - b).double().pow(2).sum(1).mean().sqrt() / two_images) if two_images > 0 else None
+    found = dict(invariance=[ratio(m, here) for m in moved], equation1=None, axis=None)
+    if map_group is None:
+        along = read(x, group.shift_base(elements, g0))  # (M, B, |g0|·C)
+        found |= dict(equation1=[ratio(m, a) for m, a in zip(moved, along)], axis=[ratio(a, here) for a in along])
+    return found
 
 
 # ---------------------------------------------------------------- what is drawn, and what shows how it goes
 class Draws:
     """g0, g1, g2 for whole batches, as Appendix B draws them.
 
-    A-SSL: T_g1 and T_g2 uniform among the augmentations (translation: up to ±20 % of the size), one place for g0,
-    shared by both views.  H-SSL: g1 and g2 uniform among the places that g0 has, at most max_distance apart.
+    A-SSL: T_g1 and T_g2 uniform among the augmentations (translation: shifts of up to ±strength of the size, rounded down),
+    one place for g0, shared by both views; base_size = |G| reads all of z (SimCLR, Appendix C).  H-SSL: g1 and g2 uniform among the places that g0 has, at most max_distance apart.
     Hybrid: as H-SSL, and a1, a2 two translations of the image.
 
     loss "assl" | "hssl" | "hybrid"; group "trans" | "rot" | "scale" | "rotscale"; structured: whether the group acts on
-    z, or z only has `order` numbered elements (Table 2; A-SSL may then take them all, base_size = order); size: H of the
-    images; positions, stride: H' of z and the pixels between two positions; base_size: |g0|.
-    Attributes: images, map (the group as it acts on x and on z), g0.  Raises ValueError as `groups.pairs` does."""
+    z, or z only has `order` numbered elements (Table 2); size: H of the images; positions, stride: H' of z and the pixels
+    between two positions; base_size: |g0|; strength: 0 … 0.5.
+    Attributes: images, map (the group as it acts on x and on z), moves (what a step does to x), g0.  Raises ValueError as `groups.pairs` does."""
 
-    def __init__(self, loss, group, structured, order, size, positions, stride, base_size=1, max_distance=None, distance="euclidean"):
+    def __init__(self, loss, group, structured, order, size, positions, stride, base_size=1, max_distance=None, distance="euclidean", strength=0.2):
         self.loss, self.structured = loss, structured
         self.images = {"trans": lambda: groups.Translation(size, size), "rot": groups.Rotation,
                        "scale": groups.Scale, "rotscale": groups.RotationScale}[group]()
-        self.map = self.images
-        if not structured:
-            self.map = groups.Scale(tuple(1.0 + i for i in range(order)))  # numbers, and no more
-        elif group == "trans":
-            self.map = groups.Translation(positions, positions, stride)
-        if not structured and loss == "assl" and base_size == order:  # plain SimCLR: all of z at once, nothing to draw
-            self.g0, self.places = torch.arange(order), torch.zeros(1, dtype=torch.long)  # (|g0|,), (1,)
+        grid, step = (positions, stride) if structured else (size // 4, 4)  # without positions: steps as in the MNIST network
+        self.studied = groups.Translation(grid, grid, step) if group == "trans" else self.images
+        self.map = self.studied if structured else groups.Scale(tuple(1.0 + i for i in range(order)))  # numbers, and no more
+        self.all = torch.arange(self.map.order)  # (|G|,)
+        if loss == "assl" and base_size == self.map.order:  # SimCLR: all of z at once, so one place for g0
+            self.g0, self.places = self.all, self.all[:1]  # (|g0|,), (1,)
         else:
             self.g0 = self.map.base_space(base_size)  # (|g0|,)
             self.places, self.allowed = groups.pairs(self.map, self.g0, max_distance, distance)
-        if loss == "hybrid":
-            if group == "trans":
-                raise ValueError("a hybrid translates the image and moves along another group: take rot, scale or rotscale")
-            self.images = groups.Translation(size, size)
-        self.augmentations = torch.arange(self.images.order)  # (|G|,)
-        if self.images.spatial:
-            dy, dx = self.images.signed(self.augmentations)
-            self.augmentations = self.augmentations[torch.maximum(dy.abs(), dx.abs()) <= int(0.2 * size)]
+        if loss == "hybrid" and group == "trans":
+            raise ValueError("a hybrid translates the image and moves along another group: take rot, scale or rotscale")
+        self.moves = groups.Translation(size, size) if loss == "hybrid" else self.images  # what a training step does to images
+        self.strength = int(strength * size)  # px
+
+    def augmentations(self, group):
+        """The elements that T draws from, (M,): all of them, or translations of up to `strength` px along each axis."""
+        g = torch.arange(group.order)  # (|G|,)
+        return g[torch.stack(group.signed(g)).abs().amax(0) <= self.strength] if group.spatial else g  # (M,)
 
     def __call__(self, batch, generator=None):
         """→ g0 (B, |g0|), g1 (B,), g2 (B,) long, on the CPU; for a hybrid a1 and a2 (B,) as well."""
         pick = lambda elements: elements[torch.randint(len(elements), (batch,), generator=generator)]  # (B,)
+        change = lambda: pick(self.augmentations(self.moves))  # (B,)
         if self.loss in ("hssl", "hybrid"):
             views = self.g0.expand(batch, -1), *groups.sample(self.places, self.allowed, batch, generator)
-            return views if self.loss == "hssl" else (*views, pick(self.augmentations), pick(self.augmentations))
-        return self.map.shift_base(pick(self.places), self.g0), pick(self.augmentations), pick(self.augmentations)
+            return views if self.loss == "hssl" else (*views, change(), change())
+        return self.map.shift_base(pick(self.places), self.g0), change(), change()
 
-    def equivariance(self, f, x):
-        """`equivariance_error` of f on images x, one step of the group, where nothing else interferes: translation
-        at the centre of the map.  None if z has no structure.  Leaves f in training mode."""
-        if not self.structured:
-            return None
-        centre = self.map.height // 2 * (self.map.width + 1) if self.map.spatial else 0
-        step = self.map.width if self.map.spatial else 1
-        g, g0 = (torch.full(shape, value, device=x.device) for shape, value in (((len(x),), step), ((1,), centre)))
+    def moved(self, x, generator):
+        """Images x (B, C_in, H, H), each changed by a T_g of the group studied, drawn as A-SSL draws it → the same shape."""
+        g = self.augmentations(self.images)  # (M,)
+        return self.images.T(x, g[torch.randint(len(g), (len(x),), generator=generator)].to(x.device))  # (B, C_in, H, H)
+
+    def distances(self, f, x):
+        """`distances` of f on images x, for every g = 1 … of the group studied; translation: shifts by 1, 2, … positions down
+        to the edge, read at the centre.  Without structure all of z is read.  f runs in evaluation mode."""
+        group = self.studied
+        last, step = (group.height // 2, group.width) if group.spatial else (group.order - 1, 1)
+        centre = group.height // 2 * (group.width + 1) if group.spatial else 0
+        g0 = torch.tensor([centre]) if self.structured else self.all  # (1,) or (|G|,)
+        elements = torch.arange(1, last + 1) * step  # (M,)
+        training = f.training
         f.eval()
-        error = equivariance_error(f, x, self.map, g, g0)
-        f.train()
-        return error
+        found = distances(f, x, group, elements.to(x.device), g0.to(x.device),
+                          None if self.structured else self.map)
+        f.train(training)
+        return found
 
 
 def chance(n, denominator="paper"):

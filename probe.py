@@ -1,11 +1,17 @@
-"""What a finished run has learned: a detached classifier and k nearest neighbours on frozen features.
+"""What a finished run has learned: three read-outs of its frozen features, and three distances between them.
 
-    python probe.py runs/mnist5k-scale-hssl-equivariant-seed0     # probe the run again, in float32: prints and writes top-1
+    python probe.py runs/mnist5k-scale-hssl-equivariant-seed0     # prints a small table, writes probe.json
     python probe.py --table table1                                # a table of the paper from results/table1.jsonl
 
-Needs two siblings: backbones.py and data.py (and what they need).  The classifier is Appendix B's: on MNIST one more
-group convolution, the maximum over the group, a linear layer.  It is *detached*: the linear layer alone learns, no
-gradient reaches the network, and every image is encoded just once.
+Needs three siblings: backbones.py, data.py and losses.py (and what they need).
+
+Read-outs, in per cent of test images; the network is frozen, and every image is encoded once:
+    top1     Appendix B's detached classifier; on MNIST one more (random) group convolution, then a linear layer
+    linear   a linear layer on the pooled fibers: those that h sees, the maximum of them over the lifted axis
+    knn      nearest neighbours among the same vectors
+    fiber    a linear layer on one fiber, f(x)(g0): just what the loss compares
+    moved    the same layer, on test images changed by a random T_g: it keeps `fiber` only if f is invariant at g0
+Distances: `losses.distances`.
 """
 import argparse
 import json
@@ -14,33 +20,44 @@ import sys
 
 import torch
 import torch.nn.functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 import backbones
 import data
+import groups
+import losses
+
+READOUTS = ("top1", "linear", "knn", "fiber", "moved")
 
 
 @torch.no_grad()
-def encode(f, classifier, x, device, dtype=None, batch=256, quiet=True):
-    """Frozen features of images x (N, C_in, H, W) uint8: (N, C) for the linear layer and (N, C) for kNN, float32, CPU.
+def encode(f, classifier, draws, x, device, dtype=None, generator=None, batch=256, quiet=True):
+    """Frozen features of images x (N, C_in, H, W) uint8, float32 on the CPU: three tensors.
 
-    The first is `classifier.features(z)`; the second, z averaged over space and the maximum of it over the group."""
-    features, vectors = [], []
+    (N, C'), `classifier.features(z)`; (N, C), the pooled fibers, their maximum over the group; (N, C), one fiber f(x)(g0):
+    element 0, for translation the centre.  Without structure the last two are all of z, pooled over space: (N, G·C).
+    generator: each image is first changed by a random T_g, see `losses.Draws.moved`."""
+    features, pooled, one = [], [], []
     for part in tqdm(x.split(batch), desc="encode", unit="batch", leave=False, disable=True if quiet else None):
+        part = part.to(device).float() / 255  # (B, C_in, H, W)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            z = f(part.to(device).float() / 255)  # (B, C, G, H', W')
-            features.append(classifier.features(z).float().cpu())  # (B, C)
-        vectors.append(z.float().mean((-2, -1)).amax(2).cpu())  # (B, C)
-    return torch.cat(features), torch.cat(vectors)
+            z = f(part if generator is None else draws.moved(part, generator))  # (B, C, G, H', W')
+            features.append(classifier.features(z).float().cpu())  # (B, C')
+        z = (z if draws.structured else backbones.as_channels(z)).float()  # (B, C, G, H', W')
+        fibers = groups.fibers(z, groups.Rotation, f.pool)  # (B, G, C): pooled over space
+        pooled.append(fibers.amax(1).cpu())  # (B, C)
+        one.append((z[:, :, 0, z.shape[-2] // 2, z.shape[-1] // 2] if draws.map.spatial else fibers[:, 0]).cpu())  # (B, C)
+    return [torch.cat(parts) for parts in (features, pooled, one)]
 
 
-def linear_accuracy(train_x, train_y, test_x, test_y, classes, steps=3000, epochs=50, batch=256, lr=0.01, seed=0):
-    """Top-1 in per cent of a linear layer on standardised features (N, C), by Adam and a cosine: the detached classifier.
+def linear_accuracies(train_x, train_y, tests, test_y, classes, steps=3000, epochs=50, batch=256, lr=0.01, seed=0):
+    """Top-1 in per cent of a linear layer on standardised features (N, C), by Adam and a cosine: a list, one for each of `tests`.
 
     It learns for so many steps or epochs, whichever is longer."""
     steps = max(steps, epochs * len(train_y) // batch)
     mean, std = train_x.mean(0), train_x.std(0).clamp(min=1e-6)  # (C,)
-    train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
+    train_x = (train_x - mean) / std  # (N, C)
     torch.manual_seed(seed)
     linear = torch.nn.Linear(train_x.shape[1], classes)
     optimizer = torch.optim.Adam(linear.parameters(), lr=lr)
@@ -53,7 +70,7 @@ def linear_accuracy(train_x, train_y, test_x, test_y, classes, steps=3000, epoch
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        return 100 * float((linear(test_x).argmax(1) == test_y).float().mean())
+        return [100 * float((linear((x - mean) / std).argmax(1) == test_y).float().mean()) for x in tests]
 
 
 @torch.no_grad()
@@ -68,58 +85,89 @@ def knn_accuracy(train_v, train_y, test_v, test_y, k=20, tau=0.07, batch=1000):
     return 100 * float(right) / len(test_y)
 
 
-def evaluate(f, classifier, images, device, dtype=None, seed=0, quiet=True):
-    """Encode every image once, then both probes → dict(top1, knn, train_images, test_images), accuracies in per cent.
+def evaluate(f, classifier, draws, images, device, dtype=None, seed=0, quiet=True, feed=True):
+    """The read-outs in per cent, the distances, and the number of images: a dict, see the top of this file.
 
-    f and classifier are left in evaluation mode; no weight of theirs changes.  Only the classifier's BatchNorm, if it
-    has one that has seen no image yet, takes its statistics from 2,048 training images."""
+    f and classifier are left in evaluation mode; no weight of theirs changes.  A BatchNorm that has seen no image yet
+    (the classifier's, and in an untrained network all of them) takes its statistics from 2,048 training images: otherwise
+    it would divide by 1, and an untrained network would differ from a trained one in more than its training.
+    feed=False leaves them as they are.  The distances are in float32, on at most 1,024 test images."""
     state = torch.random.get_rng_state()
-    f.eval(), classifier.train()
-    for norm in (m for m in classifier.modules() if isinstance(m, torch.nn.BatchNorm2d)):
-        if not int(norm.num_batches_tracked):
-            norm.momentum = None  # a plain average
-            encode(f, classifier, images.train_x[:2048], device, dtype)
-    classifier.eval()
-    train_x, train_v = encode(f, classifier, images.train_x, device, dtype, quiet=quiet)
-    test_x, test_v = encode(f, classifier, images.test_x, device, dtype, quiet=quiet)
-    top1 = linear_accuracy(train_x, images.train_y, test_x, images.test_y, images.classes, seed=seed)
+    f.eval(), classifier.eval()
+    fresh = [m for m in (*f.modules(), *classifier.modules()) if isinstance(m, _BatchNorm) and not int(m.num_batches_tracked)]
+    if fresh and feed:
+        for norm in fresh:
+            norm.train().momentum = None  # a plain average
+        encode(f, classifier, draws, images.train_x[:2048], device, dtype)
+        f.eval(), classifier.eval()
+    train = encode(f, classifier, draws, images.train_x, device, dtype, quiet=quiet)  # (N, C'), (N, C), (N, C)
+    test = encode(f, classifier, draws, images.test_x, device, dtype, quiet=quiet)
+    moved = encode(f, classifier, draws, images.test_x, device, dtype, torch.Generator().manual_seed(0), quiet=quiet)
+    learn = lambda i, *tests: linear_accuracies(train[i], images.train_y, tests, images.test_y, images.classes, seed=seed)
+    found = dict(zip(READOUTS, (*learn(0, test[0]), *learn(1, test[1]), knn_accuracy(train[1], images.train_y, test[1], images.test_y),
+                                *learn(2, test[2], moved[2]))))
     torch.random.set_rng_state(state)
-    return dict(top1=top1, knn=knn_accuracy(train_v, images.train_y, test_v, images.test_y),
-                train_images=len(images.train_y), test_images=len(images.test_y))
+    found |= draws.distances(f, images.test_x[:1024].to(device).float() / 255)
+    return found | dict(train_images=len(images.train_y), test_images=len(images.test_y))
+
+
+def report(found):
+    """The result of `evaluate` as a small table, text.  ± is the standard error that the number of test images gives."""
+    error = lambda p: (p * (100 - p) / found["test_images"]) ** 0.5  # √(p(1 - p)/n), in points
+    lines = ["   ".join(f"{name} {found[name]:.2f} ± {error(found[name]):.2f} %" for name in READOUTS)]
+    lines.append("distances over that of two different images, for g = 1 …")
+    for name, what in (("invariance", "f(T_g x)(g0) - f(x)(g0)"), ("equation1", "f(T_g x)(g0) - f(x)(g⁻¹·g0)"), ("axis", "f(x)(g⁻¹·g0) - f(x)(g0)")):
+        values = found[name]
+        told = "no Γ_g acts on this network" if values is None else "undefined: f gives all images the same features" if None in values else \
+            " ".join(f"{v:.3f}" if v > 1e-3 or v == 0 else f"{v:.0e}" for v in values)
+        lines.append(f"  {name:10} ‖{what}‖".ljust(46) + told)
+    return "\n".join(lines)
 
 
 class ProbeError(Exception):
     """The run can't be probed; the message is one line that says why."""
 
 
+def network(config, images):
+    """f, h, the classifier and the draws that a run's configuration asks for, f perturbed if it says so.  Raises ValueError."""
+    c_in, size = images.train_x.shape[1], images.train_x.shape[-1]
+    f, h, classifier = backbones.build(images.kind, config["group"], config["backbone"], config["width"], images.classes, size, c_in,
+                                       *data.mean_std(images.train_x), config["base_size"], functions=config["functions"], pool=config["pool"])
+    if config["epsilon"]:
+        backbones.perturb(f, config["epsilon"], config["seed"])
+    with torch.no_grad():
+        positions = f.eval()(torch.zeros(1, c_in, size, size)).shape[-1]  # H' of z
+    draws = losses.Draws(config["loss"], config["group"], config["backbone"] == "equivariant", f.order, size, positions, f.stride,
+                         config["base_size"], config["max_distance"], config["distance"], config["strength"])
+    return f.train(), h, classifier, draws
+
+
 def open_run(folder, data_dir=None):
-    """A finished run's folder → f with its weights, a fresh classifier, its images, its configuration.
+    """A finished run's folder → f with its weights, a fresh classifier, its draws, images and configuration.
 
     Raises ProbeError where the folder holds something else, data.DataError where the images are not there."""
     try:
         config = dict(json.load(open(os.path.join(folder, "config.json")))["config"])
-        wanted = [config[k] for k in ("dataset", "train_size", "seed", "group", "backbone", "width", "base_size")]
+        dataset, train_size, seed = (config[k] for k in ("dataset", "train_size", "seed"))
         state = torch.load(os.path.join(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)["model"]
     except Exception as error:  # missing, truncated, foreign, hostile: torch has many names for it
         raise ProbeError(f"{folder} holds no finished run ({type(error).__name__}): name a folder that train.py wrote") from None
-    dataset, train_size, seed, group, backbone, width, base_size = wanted
     try:
         images = data.load(dataset, data_dir or "data", train_size, seed, config.get("test_size"), config.get("image_size"))
-        mean, std = data.mean_std(images.train_x)
-        f, _, classifier = backbones.build(images.kind, group, backbone, width, images.classes, images.train_x.shape[-1],
-                                           images.train_x.shape[1], mean, std, base_size)
+        f, _, classifier, draws = network(config, images)
         for name, module in (("f.", f), ("classifier.", classifier)):
             module.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})  # strict: every weight
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError):
         raise ProbeError(f"checkpoint.pt, config.json and the images do not go together in {folder}: name another folder, "
                          "or the --data-dir that it was trained on") from None
-    return f, classifier, images, config
+    return f, classifier, draws, images, config
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("run", nargs="?", help="a run folder of train.py")
     p.add_argument("--data-dir", help="where the images are (default data)")
+    p.add_argument("--unfed", action="store_true", help="leave an untrained network's BatchNorm at mean 0, variance 1")
     p.add_argument("--table", metavar="NAME", help="print a table from results/: table1, table2, figure2_left, figure2_right, claims, gap …")
     p.add_argument("--write", metavar="FILE", help="put all tables into a Markdown file, between its marks, and draw the pictures")
     args = p.parse_args()
@@ -132,13 +180,13 @@ def main():
         return
     if not args.run:
         p.error("name a run folder of train.py, or --table NAME")
-    f, classifier, images, config = open_run(args.run, args.data_dir)
+    f, classifier, draws, images, config = open_run(args.run, args.data_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result = evaluate(f.to(device), classifier.to(device), images, device, None, config["seed"], quiet=False)
+    result = evaluate(f.to(device), classifier.to(device), draws, images, device, None, config["seed"], quiet=False, feed=not args.unfed)
     path = os.path.join(args.run, "probe.json")
     with open(path, "w") as file:
         json.dump(result, file, indent=1)
-    print(f"top-1 {result['top1']:.2f} %   kNN {result['knn']:.2f} %   {path}")
+    print(report(result))
 
 
 if __name__ == "__main__":

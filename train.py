@@ -126,6 +126,11 @@ def parse(argv=None):
                    help="|g0|, fibers in a bundle (default 1; Table 2's A-SSL takes all of z: 16 for mlp, 6 for cnn)")
     p.add_argument("--max-distance", type=number(float, 0), help="largest distance between the two bundles of a pair (hssl, hybrid)")
     p.add_argument("--distance", choices=("euclidean", "topological"), default="euclidean", help="which distance (default euclidean, squared)")
+    p.add_argument("--strength", type=number(float, 0, 0.5), default=0.2, help="translations of A-SSL, in parts of the image size (default 0.2)")
+    p.add_argument("--functions", type=number(int, 1, 11), help="basis functions of the first layer along an axis (default: the paper's, 11 for MNIST, 7 otherwise)")
+    p.add_argument("--pool", choices=("mean", "max"), default="mean", help="how fibers are read off space (default mean, as the paper)")
+    p.add_argument("--epsilon", type=number(float, 0, 100), default=0.0, help="break equivariance: change each element's coefficients by ε·‖w‖ (default 0)")
+    p.add_argument("--probe-epochs", type=number(int, 1), metavar="N", help="write the read-outs into metrics.jsonl every N epochs")
     p.add_argument("--width", type=number(float, 0, 16, open_low=True), help="multiplies every number of channels")
     p.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto", help="mixed precision (default auto: where the hardware has it)")
     p.add_argument("--seed", type=number(int, 0, 2 ** 31 - 1), default=0)
@@ -327,9 +332,9 @@ class Objective(nn.Module):
 
     def views(self, f, h, x, draws):
         if self.args.loss == "assl":
-            return losses.a_ssl(f, h, x, self.draws.images, *draws, self.draws.map)  # (B, D) twice
+            return losses.a_ssl(f, h, x, self.draws.moves, *draws, self.draws.map)  # (B, D) twice
         if self.args.loss == "hybrid":
-            return losses.hybrid(f, h, x, self.draws.map, *draws[:3], self.draws.images, *draws[3:])  # (B, D) twice
+            return losses.hybrid(f, h, x, self.draws.map, *draws[:3], self.draws.moves, *draws[3:])  # (B, D) twice
         return losses.h_ssl(f, h, x, self.draws.map, *draws)  # (B, D) twice
 
     def forward(self, x, labels, *draws):
@@ -420,7 +425,7 @@ def resume(args, run, model, optimizer, scaler):
         raise UsageError(f"can't resume: refused {' and '.join(refused)}; nothing was changed, take another --out to start anew")
 
 
-NOT_CONFIG = ("resume", "out", "data_dir", "checkpoint_minutes", "experiment", "defaults", "lock")
+NOT_CONFIG = ("probe_epochs", "resume", "out", "data_dir", "checkpoint_minutes", "experiment", "defaults", "lock")
 
 
 def config_of(args):
@@ -540,7 +545,7 @@ def draw_curves(folder):
     axes[0].plot(steps, [line["loss"] for line in lines], label="loss")
     if "chance" in lines[0]:
         axes[0].axhline(lines[0]["chance"], color="grey", ls=":", label="at chance")
-    for key in ("positive_similarity", "negative_similarity", "spread", "positive_rank", "equivariance_error"):
+    for key in ("positive_similarity", "negative_similarity", "spread", "positive_rank", "invariance", "equation1", "axis"):
         if lines[0].get(key) is not None:
             axes[1].plot(steps, [line[key] for line in lines], label=key.replace("_", " "))
     for ax in axes:
@@ -595,21 +600,15 @@ def main(argv=None):
 
 def networks(args, where, images):
     """What learns, on its device: an Objective, the same on every process, from the seed.  Raises UsageError."""
-    c_in, size = images.train_x.shape[1], images.train_x.shape[-1]
-    mean, std = data.mean_std(images.train_x)
     torch.manual_seed(args.seed)
+    size = images.train_x.shape[-1]
     try:
-        f, h, classifier = backbones.build(images.kind, args.group, args.backbone, args.width, images.classes,
-                                           size, c_in, mean, std, args.base_size)
-        with torch.no_grad():
-            positions = f.eval()(torch.zeros(1, c_in, size, size)).shape[-1]  # H' of z
-        draws = losses.Draws(args.loss, args.group, args.backbone == "equivariant", f.order, size, positions, f.stride,
-                             args.base_size, args.max_distance, args.distance)
+        f, h, classifier, draws = probe.network(vars(args), images)
     except ValueError as error:
         raise UsageError(str(error)) from None
     except RuntimeError as error:
         raise UsageError(f"no {args.backbone} network is {args.width:g} wide for {size} px ({first_line(error)}): take another --width or --image-size") from None
-    model = Objective(args, f.train(), h, classifier, draws).to(where.device)
+    model = Objective(args, f, h, classifier, draws).to(where.device)
     if where.world > 1:  # a detached classifier sees no batch in training, and the first process alone probes with it
         synchronise(model, but=None if args.loss == "supervised" else classifier)
     return model
@@ -636,6 +635,11 @@ def train(args, where, run, images, model, optimizer, scaler):
                 bar.update()
                 if run.step % min(run.per_epoch, 50) == 0 or last or stop:
                     log.write(json.dumps(measured(args, run, model, optimizer, loss, y1, y2, x[:32])) + "\n")
+                    log.flush()
+                if args.probe_epochs and run.step % (args.probe_epochs * run.per_epoch) == 0:
+                    parts = copy.deepcopy(model.f), copy.deepcopy(model.classifier)  # so that the run does not notice
+                    found = probe.evaluate(*parts, model.draws, images, where.device, where.dtype, args.seed)
+                    log.write(json.dumps(dict(step=run.step, **found)) + "\n")
                     log.flush()
                 if stop or last or run.step % run.per_epoch == 0 or time.time() - saved > 60 * args.checkpoint_minutes:
                     save(checkpoint, args, run, model, optimizer, scaler)
@@ -676,16 +680,15 @@ def update(args, where, run, wrapped, model, optimizer, scaler, x, y):
 def finish(args, where, run, images, model):
     """The detached classifier on frozen features → result.json, and a line in results/ for an experiment."""
     started = time.time()
-    result = probe.evaluate(model.f, model.classifier, images, where.device, where.dtype, args.seed, quiet=False)
-    result |= dict(equivariance_error=model.draws.equivariance(model.f, images.test_x[:256].to(where.device).float() / 255),
-                   parameters=run.parameters, train_seconds=round(run.seconds, 2),
+    result = probe.evaluate(model.f, model.classifier, model.draws, images, where.device, where.dtype, args.seed, quiet=False)
+    result |= dict(parameters=run.parameters, train_seconds=round(run.seconds, 2),
                    seconds=round(time.time() - started + run.seconds, 2), cpu_seconds=round((run.cpu + time.process_time()) * where.world, 1), processes=where.world,
                    images_per_second=round(run.steps * args.batch_size / run.seconds, 1) if run.seconds else None,
                    code=code_version(), torch=torch.__version__, threads=torch.get_num_threads(), **config_of(args))
     write_json(os.path.join(args.out, "result.json"), result)
     if args.experiment:
         list_result(args, result)
-    print(f"top-1 {result['top1']:.2f} %   kNN {result['knn']:.2f} %   trained {run.seconds:.0f} s   {args.out}", flush=True)
+    print(f"{probe.report(result)}\ntrained {run.seconds:.0f} s   {args.out}", flush=True)
 
 
 # ---------------------------------------------------------------- small parts of the loop
@@ -724,7 +727,8 @@ def measured(args, run, model, optimizer, loss, y1, y2, x):
     if y1 is not None:
         line |= losses.diagnostics(y1, y2)
         line["chance"] = 2 if args.objective in ("byol", "simsiam") else losses.chance(args.batch_size, args.objective)
-        line["equivariance_error"] = model.draws.equivariance(model.f, x.float() / 255)
+        for name, values in model.draws.distances(model.f, x.float() / 255).items():
+            line[name] = sum(values) / len(values) if values and None not in values else None  # the mean over g
     return line
 
 

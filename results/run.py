@@ -1,0 +1,159 @@
+"""Every run behind the tables and figures, as a list of flags.  Interrupt it as you like; the same command goes on.
+
+    python results/run.py --data-dir data                       # everything, in the order of EXPERIMENTS
+    python results/run.py --data-dir data learned knob --hours 2.5
+    python results/run.py --list                                # what is left, in hours of one CPU core; runs nothing
+    python results/run.py table1 --budget paper --list          # the commands at the paper's own settings
+
+Two runs at a time, one CPU thread each (two threads each are 5 to 30 times slower on two cores).  A run is a folder in
+runs/, and at its end one line in results/EXPERIMENT.jsonl: its result.json.  A run whose flags have a line already, in
+any experiment, is not done again.  The first run that fails stops the queue with its message.
+"""
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+import train  # noqa: E402
+
+TUNED = "--batch-size 256 --lr 2 --warmup-epochs 0.25 "
+MNIST = "--dataset mnist --epochs 5 " + TUNED
+SHORT = "--dataset mnist --train-size 10000 --test-size 5000 --epochs 6 " + TUNED
+BUDGETS = {  # what replaces the budget of a line: flags for a data set
+    "gpu": {"mnist": "--batch-size 4096 --lr 0.1 --warmup-epochs 10 --epochs 500", "cifar10": "--batch-size 1024 --width 1 --epochs 50"},
+    "paper": {"mnist": "--batch-size 4096 --lr 0.1 --warmup-epochs 10 --epochs 500",
+              "cifar10": "--batch-size 4096 --lr 0.1 --warmup-epochs 10 --epochs 1300 --width 1",
+              "tiny-imagenet": "--batch-size 4096 --lr 0.1 --warmup-epochs 10 --epochs 1300 --width 1"}}
+
+
+def each(text, **choices):
+    """The text once for every combination of the choices, which replace {name} in it."""
+    lines = [text]
+    for name, values in choices.items():
+        lines = [line.replace(f"{{{name}}}", str(v)) for v in values for line in lines]
+    return lines
+
+
+LEARN, THREE = ("frozen", "hssl", "assl"), ("rot", "scale", "trans")
+EXPERIMENTS = {
+    "learned": each(SHORT + "--group {group} --loss {loss} --seed {seed}", loss=LEARN, group=THREE, seed=range(3)),
+    "knob": each(SHORT + "--group rot --epsilon {epsilon} --loss {loss} --seed {seed}", loss=LEARN, epsilon=(0, 0.03, 0.1, 0.3, 1, 3), seed=range(3)),
+    "scale_repaired": each(SHORT + "--group scale {network} --loss {loss} --seed {seed}", loss=LEARN, seed=range(3),
+                           network=("", "--functions 3", "--pool max", "--functions 3 --pool max")),
+    # the paper's number of steps (500 epochs of 60,000 in batches of 4,096: 7,324) at its peak rate (0.1·4096/256), in batches of 128
+    "rotation_long": [f"--dataset mnist --test-size 5000 --epochs 16 --batch-size 128 --lr {lr} --warmup-epochs 0.3 --probe-epochs 2 "
+                      f"--group {group} --loss {loss} --seed {seed}" for group, loss, lr, seed in (
+                          ("rot", "hssl", 3.2, 0), ("rot", "assl", 3.2, 0), ("scale", "hssl", 3.2, 0), ("rot", "hssl", 0.2, 0),
+                          ("rot", "hssl", 3.2, 1), ("rot", "assl", 3.2, 1), ("rot", "hssl", 3.2, 2),
+                          ("rot", "frozen", 3.2, 0), ("rot", "frozen", 3.2, 1), ("rot", "frozen", 3.2, 2), ("scale", "frozen", 3.2, 0))],
+    "strength": each(SHORT + "--group trans {what} --seed {seed}", seed=range(3), what=(
+        *each("--loss assl --strength {s}", s=(0.04, 0.07, 0.11, 0.2, 0.3, 0.45)), *each("--loss hssl --max-distance {d}", d=(1, 2, 4, 8, 18, 32, 98)),
+        *each("--loss {loss} --objective bilinear", loss=("hssl", "assl")), "--loss assl --base-size 64", "--loss frozen")),
+    "table1": each(MNIST + "--group {group} --loss {loss} --seed {seed}", group=("scale", "rot", "trans"), loss=LEARN, seed=range(5))
+              + each(MNIST + "--group {group} --loss supervised --seed {seed}", group=("scale", "rot", "trans"), seed=range(3)),
+}
+
+
+def rows_of(folder="results"):
+    """[(experiment, row)] of every results/*.jsonl; a torn line counts for nothing."""
+    rows = []
+    for name in sorted(n for n in os.listdir(os.path.join(ROOT, folder)) if n.endswith(".jsonl")):
+        rows += [(name[:-6], row) for row in train.read_lines(os.path.join(ROOT, folder, name))]
+    return rows
+
+
+def left(experiments, budget="cpu"):
+    """[(experiment, flags)] of the runs that have no line yet.  A line that another experiment has is copied to this one's."""
+    rows, jobs = rows_of(), {}
+    for experiment in experiments:
+        for flags in EXPERIMENTS[experiment]:
+            flags = " ".join(flags.split())
+            if budget != "cpu":
+                flags += " " + BUDGETS[budget][train.parse(shlex.split(flags)).dataset]
+            args = train.parse(shlex.split(flags))
+            config = train.config_of(args)
+            found = [(name, row) for name, row in rows if all(row.get(k, args.defaults[k]) == v for k, v in config.items())]
+            if not found:
+                jobs.setdefault(json.dumps(config), (experiment, flags))
+            elif experiment not in (name for name, _ in found):
+                append(experiment, found[0][1])
+    return list(jobs.values())
+
+
+def append(experiment, row):
+    with open(os.path.join(ROOT, "results", f"{experiment}.jsonl"), "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def work(jobs, lock, running, options, problem):
+    """Take the next run, until there is none, a run has failed or time is up."""
+    while not problem:
+        with lock:
+            if not jobs or time.time() > options.until:
+                return
+            experiment, flags = jobs.pop(0)
+        print(f"{time.strftime('%H:%M')} {experiment}: {flags}   ({len(jobs)} left)", flush=True)
+        out = os.path.join("runs", f"{experiment}-{zlib.crc32(flags.encode()):08x}")
+        command = [sys.executable, os.path.join(ROOT, "train.py"), *shlex.split(flags), "--data-dir", options.data_dir, "--out", out]
+        command += ["--resume"] * os.path.exists(os.path.join(out, "config.json"))
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                                   env=dict(os.environ, OMP_NUM_THREADS="1"))
+        running.add(process)
+        told = process.communicate()[1]
+        running.discard(process)
+        with lock:
+            if process.returncode == 0:
+                append(experiment, json.load(open(os.path.join(out, "result.json"))))
+            elif not options.stopping:
+                problem.append(f"{shlex.join(command)}\n{told[-2000:]}")
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("experiments", nargs="*", metavar="NAME", help=f"which (default all): {', '.join(EXPERIMENTS)}")
+    p.add_argument("--data-dir", default="data", help="where the images are (default data)")
+    p.add_argument("--hours", type=float, default=1e4, help="stop after so many hours; runs in progress save a checkpoint")
+    p.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each (default 2)")
+    p.add_argument("--budget", choices=("cpu", *BUDGETS), default="cpu", help="cpu as listed (default), one GPU, or the paper's")
+    p.add_argument("--list", action="store_true", help="print the commands that are left, and run nothing")
+    options = p.parse_args()
+    unknown = set(options.experiments) - set(EXPERIMENTS)
+    if unknown:
+        p.error(f"no experiment is called {', '.join(sorted(unknown))}: take {', '.join(EXPERIMENTS)}")
+    names = options.experiments or list(EXPERIMENTS)
+    jobs = left(names, options.budget)
+    if options.list:
+        print("\n".join(f"python train.py {flags}" for _, flags in jobs))
+        seconds = [row["cpu_seconds"] for _, row in rows_of() if "cpu_seconds" in row]
+        print(f"{len(jobs)} runs left; the {len(seconds)} that are listed took {sum(seconds) / 3600:.1f} hours of one CPU core")
+        return
+    lock, running, problem = threading.Lock(), set(), []
+    options.until, options.stopping = time.time() + 3600 * options.hours, False
+
+    def stop(*_):
+        options.stopping, options.until = True, 0
+        for process in list(running):
+            process.send_signal(signal.SIGTERM)  # saves a checkpoint, from which the next start goes on
+    signal.signal(signal.SIGTERM, stop), signal.signal(signal.SIGINT, stop)
+    threads = [threading.Thread(target=work, args=(jobs, lock, running, options, problem)) for _ in range(options.workers)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        time.sleep(0.5)
+        if time.time() > options.until and not options.stopping:
+            stop()
+    print(f"{len(left(names, options.budget))} runs left", flush=True)
+    if problem:
+        sys.exit("run.py: a run failed\n" + problem[0])
+
+
+if __name__ == "__main__":
+    main()
