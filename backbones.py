@@ -10,7 +10,7 @@ Needs two siblings: gconv.py, and groups.py (for the list of scales).
 
 Every backbone is called as f(x, elements=None): images (B, C_in, H, W) and, if only some elements of the
 lifted axis are wanted, their numbers (B, n).  It returns z (B, C, G, H', W'), or n in the place of G.
-Attributes: `order` = G, `channels` = C, `stride` = pixels between two positions of z, `partial` = whether fewer
+Attributes: `order` = G, `channels` = C, `stride` = pixels between two positions of z, `independent` = whether fewer
 elements cost less, `pool` = how fibers are read off space ("mean" as the paper, or "max"; see groups.fibers).
 
 Input sizes (see README, "What is exact"): MNIST 29 px, CIFAR-10 and Tiny ImageNet 31 px.  With these every
@@ -56,7 +56,7 @@ class MNISTNet(nn.Module):
             GConv(c1, c2, 7, 3, stride=2, padding=3, extent=extent, **group),
             GConv(c2, c3, 7, 3, stride=2, padding=3, extent=extent, **group)])
         self.norms = nn.ModuleList([nn.BatchNorm2d(c) for c in (c1, c2, c3)])
-        self.order, self.channels, self.stride, self.partial = len(scales) * rotations, c3, 4, extent == 1
+        self.order, self.channels, self.stride, self.independent = len(scales) * rotations, c3, 4, extent == 1
 
     def forward(self, x, elements=None):
         y, counts, back = lift(self.normalise(x), elements, self.order)  # (N, C_in, 29, 29), N = B·n
@@ -108,7 +108,7 @@ class ResNet20(nn.Module):
             for b in range(blocks):
                 self.blocks.append(BasicBlock(c, c_out, stride if b == 0 else 1, extent, **group))
                 c = c_out
-        self.order, self.channels, self.stride, self.partial = len(scales) * rotations, c, math.prod(strides), extent == 1
+        self.order, self.channels, self.stride, self.independent = len(scales) * rotations, c, math.prod(strides), extent == 1
 
     def forward(self, x, elements=None):
         y, counts, back = lift(self.normalise(x), elements, self.order)  # (N, C_in, 31, 31), N = B·n
@@ -123,7 +123,7 @@ class ResNet20(nn.Module):
 class MLP(nn.Module):
     """Fully connected 784, 1024, 2048, read as 16 'fibers' of 128: z (B, 128, 16, 1, 1).  No group acts on it."""
 
-    partial, order, channels, stride, pool = False, 16, 128, 1, "mean"
+    independent, order, channels, stride, pool = False, 16, 128, 1, "mean"
 
     def __init__(self, pixels, normalise=nn.Identity()):
         super().__init__()
@@ -141,7 +141,7 @@ class CNN(nn.Module):
 
     kind "mnist": z (B, 128·width, 6, 8, 8).  "cifar10": ResNet20 with z (B, 512·width, 6, 7, 7)."""
 
-    partial, order, pool = False, 6, "mean"
+    independent, order, pool = False, 6, "mean"
 
     def __init__(self, kind="mnist", width=1.0, c_in=1, normalise=nn.Identity()):
         super().__init__()

@@ -31,17 +31,17 @@ def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, imag
     Raises DataError."""
     train, test, classes, kind = {"mnist5k": _mnist5k, "mnist": _mnist, "cifar10": _cifar10,
                                   "tiny-imagenet": _tiny_imagenet, "folder": _folder}[dataset](data_dir)
-    train_x, train_y = _part(*train, train_size, seed, "train")
-    test_x, test_y = _part(*test, test_size, 0, "test")
+    train_x, train_y = _first_of_shuffle(*train, train_size, seed, "train")
+    test_x, test_y = _first_of_shuffle(*test, test_size, 0, "test")
     if train_x.shape[1:] != test_x.shape[1:]:
         raise DataError(f"training images are {_size(train_x)}, test images {_size(test_x)}: make them one size")
     size = train_x.shape[-1]
     kind = kind or ("mnist" if size <= 29 else "cifar10" if size <= 32 else "tiny-imagenet")
-    train_x, test_x = (_canvas(_legal(x, kind), image_size) for x in (train_x, test_x))  # (N, C_in, H, H) twice
+    train_x, test_x = (_pad_or_crop(_to_legal_size(x, kind), image_size) for x in (train_x, test_x))  # (N, C_in, H, H) twice
     return Data(train_x, train_y, test_x, test_y, classes, kind)
 
 
-def _part(x, y, size, seed, name):
+def _first_of_shuffle(x, y, size, seed, name):
     """The first `size` of a seeded shuffle of images or file names x and labels y; all of them for None."""
     if size is not None and size > len(y):
         raise DataError(f"--{name}-size {size}: the data set has {len(y)} {name} images")
@@ -156,7 +156,7 @@ def _read(paths):
     return torch.stack(images)
 
 
-def _legal(x, kind):
+def _to_legal_size(x, kind):
     """Bring images to the legal size of their network: pad one row and column, or (resize and) crop one."""
     if x.shape[-1] != x.shape[-2]:
         raise DataError(f"images are {_size(x)}: make them square, a quarter turn needs it")
@@ -171,7 +171,7 @@ def _legal(x, kind):
     return x[..., :31, :31].contiguous()  # (N, C_in, 31, 31)
 
 
-def _canvas(x, size):
+def _pad_or_crop(x, size):
     """Images (N, C_in, H, H), padded or cropped on the right and below → (N, C_in, size, size); as they are for None."""
     more = 0 if size is None else size - x.shape[-1]
     return torch.nn.functional.pad(x, (0, more, 0, more)) if more else x  # (N, C_in, size, size)

@@ -148,7 +148,7 @@ class GConv(nn.Module):
     or the turned image is sampled at other places: a warning says so once, and names sizes that are right.
     """
 
-    mix_from = 1000  # C_out·k², from which W·(B ∗ x) is the cheaper form
+    jets_above = 1000  # C_out·k², from which W·(B ∗ x) is the cheaper form
 
     def __init__(self, c_in, c_out, kernel_size, effective_size=None, scales=(1.0,), rotations=1,
                  stride=1, padding=0, bias=False, extent=1):
@@ -207,7 +207,7 @@ class GConv(nn.Module):
     def mixes(self, g):
         """Whether element g runs as W·(B ∗ x)."""
         k = hermite_gaussian(*self.basis_key)[g // self.rotations].shape[1]
-        return self.effective_size < k and self.weight.shape[0] * k * k > self.mix_from
+        return self.effective_size < k and self.weight.shape[0] * k * k > self.jets_above
 
     def filters(self):
         """Per element what its form convolves with; kept while nothing is learned, never saved."""

@@ -98,7 +98,7 @@ class Translation:
         y, x = torch.arange(h), torch.arange(size // h)
         return (y[:, None] * self.width + x).flatten()  # (|g0|,)
 
-    def whole(self, g, g0):
+    def fits_inside(self, g, g0):
         """Which g leave g⁻¹·g0 in one piece, inside the frame: g (M,), g0 (|g0|,) → (M,) bool."""
         moved = self.shift_base(g, g0)  # (M, |g0|)
         return (moved - moved[:, :1] == g0 - g0[:1]).all(1)  # a patch that wraps loses its shape
@@ -154,9 +154,9 @@ class Rotation:
 
     def base_space(self, size):
         """`size` neighbouring elements: (|g0|,) long.  ValueError unless 1 <= size <= |G| - 1."""
-        return _run(size, self.order)
+        return first_elements(size, self.order)
 
-    def whole(self, g, g0):
+    def fits_inside(self, g, g0):
         """Every turn of a base space is whole, since the axis has no end: (M,) bool."""
         return torch.ones_like(g, dtype=torch.bool)
 
@@ -222,9 +222,9 @@ class Scale:
 
     def base_space(self, size):
         """`size` neighbouring factors, from 1.0 up: (|g0|,) long.  ValueError unless 1 <= size <= |G| - 1."""
-        return _run(size, self.order)
+        return first_elements(size, self.order)
 
-    def whole(self, g, g0):
+    def fits_inside(self, g, g0):
         """Which g keep all of g⁻¹·g0 on the list: (M,) bool."""
         return (self.shift_base(g, g0) >= 0).all(1)
 
@@ -277,9 +277,9 @@ class RotationScale:
 
     def base_space(self, size):
         """The first `size` elements (all turns of a scale, then the next scale): (|g0|,) long."""
-        return _run(size, self.order)
+        return first_elements(size, self.order)
 
-    def whole(self, g, g0):
+    def fits_inside(self, g, g0):
         """Which g keep all of g⁻¹·g0 on the list: (M,) bool."""
         return (self.shift_base(g, g0) >= 0).all(1)
 
@@ -314,7 +314,7 @@ def pairs(group, g0, max_distance=None, metric="euclidean"):
     are at most `max_distance` apart (None: any two).  g0 (|g0|,) → elements (M,) long and allowed
     (M, M) bool.  Raises ValueError if a base space has nowhere to go, or no two places are that near."""
     g = torch.arange(group.order)
-    g = g[group.whole(g, g0)]  # (M,)
+    g = g[group.fits_inside(g, g0)]  # (M,)
     if len(g) < 2:
         raise ValueError(f"a base space of {len(g0)} leaves only {len(g)} place for it on {group.order} "
                          "elements: take a smaller one")
@@ -364,7 +364,7 @@ def _take(z, index):
     return (taken * keep).transpose(1, 2)  # (B, C, n, …)
 
 
-def _run(size, order):
+def first_elements(size, order):
     if not 1 <= size < max(order, 2):
         raise ValueError(f"a base space has 1 … {order - 1} elements here, not {size}")
     return torch.arange(size)  # (|g0|,)

@@ -90,14 +90,14 @@ def bundles(f, x, base, group):
     a rule that does not know the loss, so that A-SSL and H-SSL go the same way and BatchNorm sees the same fibers."""
     m, n = base.shape[1:]
     flat = base.flatten(1)  # (M, m·n)
-    if not group.spatial and f.partial and 2 * n < f.order:
+    if not group.spatial and f.independent and 2 * n < f.order:
         z = fibers(f(x, flat), group, f.pool)  # (M, m·n, C) exactly those fibers
         return z.unflatten(1, (m, n)).flatten(2).transpose(0, 1)  # (m, M, n·C)
     z = bundle(fibers(f(x), group, f.pool), flat)  # (M, m·n·C)
     return z.unflatten(1, (m, -1)).transpose(0, 1)  # (m, M, n·C)
 
 
-def regress(p1, p2, y1, y2):
+def cosine_regression(p1, p2, y1, y2):
     """BYOL (Grill et al. 2020, Eq. 2) and SimSiam (Chen & He 2021): no negatives, one view predicts the other.
 
         1/N Σ_i [ 1 - cos(p1_i, y2_i) ] + [ 1 - cos(p2_i, y1_i) ],    0 … 4, 2 at chance

@@ -348,7 +348,7 @@ class Objective(nn.Module):
             if args.objective == "byol":
                 with torch.no_grad():
                     t1, t2 = self.views(*self.target, x, draws)  # (B, D) twice
-            loss = losses.regress(self.q(y1), self.q(y2), t1, t2)
+            loss = losses.cosine_regression(self.q(y1), self.q(y2), t1, t2)
         else:
             loss = losses.info_nce(y1, y2, args.tau, "ntxent" if args.objective == "ntxent" else "paper", getattr(self, "W", None))
         return loss, y1.detach(), y2.detach()

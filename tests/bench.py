@@ -84,7 +84,7 @@ def steps_of(f, h, group, batch, size, c_in, loss=h_ssl, base=1, amp=BF16):
     g0 = group.base_space(base).expand(batch, -1)
     optimizer = train.LARS([*f.parameters(), *h.parameters()])
     usual = Usual(f)
-    usual.partial, usual.order = False, f.order
+    usual.independent, usual.order = False, f.order
 
     def step(f, amp):
         g1, g2 = sample(elements, allowed, batch)
@@ -240,7 +240,7 @@ def part_forms(rows, quick):
             g = 1 if k == 7 else 0
             y = torch.randn(n, size, size, c).to(dtype).permute(0, 3, 1, 2).requires_grad_()
 
-            mixes, conv.mix_from = conv.mixes(g), 0  # what a layer would do; then the one form whatever it costs
+            mixes, conv.jets_above = conv.mixes(g), 0  # what a layer would do; then the one form whatever it costs
 
             def mixed():
                 return conv.one(y, conv.mixer(g).to(dtype), g)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("double")
 @pytest.fixture(autouse=True, params=[0, 10 ** 9], ids=["W(B*x)", "(WB)*x"])
 def form(request, monkeypatch):
     """Every test of this file runs with either form, wherever the basis is not complete."""
-    monkeypatch.setattr(GConv, "mix_from", request.param)
+    monkeypatch.setattr(GConv, "jets_above", request.param)
 
 
 # ---------------------------------------------------------------- basis

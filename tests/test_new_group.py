@@ -129,11 +129,11 @@ def test_filters_are_the_eight_copies_of_one(readme, double, e):
     assert torch.allclose(kernel, readme.D4().T(kernel[:1].expand(8, -1, -1, -1, -1), ALL), atol=1e-13)
 
 
-@pytest.mark.parametrize("mix_from", [0, 10 ** 9], ids=["W(B*x)", "(WB)*x"])
+@pytest.mark.parametrize("jets_above", [0, 10 ** 9], ids=["W(B*x)", "(WB)*x"])
 @pytest.mark.parametrize("extent", [1, 3, 8])
-def test_f_of_T_is_Gamma_of_f(readme, double, monkeypatch, extent, mix_from):
+def test_f_of_T_is_Gamma_of_f(readme, double, monkeypatch, extent, jets_above):
     """All eight g, trained weights, every position of the map: 1e-10.  With extent 8, Eq. 4 in full, the eight elements mix."""
-    monkeypatch.setattr(GConv, "mix_from", mix_from)
+    monkeypatch.setattr(GConv, "jets_above", jets_above)
     f = trained(copy.deepcopy(readme.f) if extent == 1 else network(readme, extent), torch.rand(4, 1, 29, 29))
     assert f(torch.rand(1, 1, 29, 29)).shape == (1, 32, 8, 8, 8)
     assert max(by_element(f, torch.rand(1, 1, 29, 29), readme.D4())) < 1e-10
