@@ -1,9 +1,8 @@
 """What a finished run has learned: three read-outs of its frozen features, and three distances between them.
 
     python probe.py runs/mnist5k-scale-hssl-equivariant-seed0     # prints a small table, writes probe.json
-    python probe.py --table table1                                # a table of the paper from results/table1.jsonl
 
-Needs three siblings: backbones.py, data.py and losses.py (and what they need).
+Needs five siblings: backbones.py, checkpoint.py, data.py, launch.py, losses.py (and what they need).
 
 Read-outs, in per cent of test images; the network is frozen, and every image is encoded once:
     top1     Appendix B's detached classifier; on MNIST one more (random) group convolution, then a linear layer
@@ -24,8 +23,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 import backbones
+import checkpoint
 import data
 import groups
+import launch
 import losses
 
 READOUTS = ("top1", "linear", "knn", "fiber", "moved")
@@ -124,10 +125,6 @@ def report(found):
     return "\n".join(lines)
 
 
-class ProbeError(Exception):
-    """The run can't be probed; the message is one line that says why."""
-
-
 def network(config, images):
     """f, h, the classifier and the draws that a run's configuration asks for, f perturbed if it says so.  Raises ValueError."""
     c_in, size = images.train_x.shape[1], images.train_x.shape[-1]
@@ -142,56 +139,74 @@ def network(config, images):
     return f.train(), h, classifier, draws
 
 
-def open_run(folder, data_dir=None):
+def precision(amp, device):
+    """The dtype for autocast that --amp asks for, or None for float32.  auto: half precision where the hardware has it."""
+    if device.type == "cuda":
+        best = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    else:
+        found = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
+        best = torch.bfloat16 if found.get("avx512_bf16") or found.get("amx_bf16") else None
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": best}[amp]
+
+
+def open_network(folder, data_dir="data"):
     """A finished run's folder → f with its weights, a fresh classifier, its draws, images and configuration.
 
-    Raises ProbeError where the folder holds something else, data.DataError where the images are not there."""
+    Raises UsageError if the folder holds something else, data.DataError if the images are not there."""
     try:
         config = dict(json.load(open(os.path.join(folder, "config.json")))["config"])
         dataset, train_size, seed = (config[k] for k in ("dataset", "train_size", "seed"))
-        state = torch.load(os.path.join(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)["model"]
+        weights = torch.load(os.path.join(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)["model"]
     except Exception as error:  # missing, truncated, foreign, hostile: torch has many names for it
-        raise ProbeError(f"{folder} holds no finished run ({type(error).__name__}): name a folder that train.py wrote") from None
+        raise checkpoint.UsageError(f"{folder} holds no finished run ({type(error).__name__}): name a folder that train.py wrote") from None
     try:
-        images = data.load(dataset, data_dir or "data", train_size, seed, config.get("test_size"), config.get("image_size"))
+        images = data.load(dataset, data_dir, train_size, seed, config.get("test_size"), config.get("image_size"))
         f, _, classifier, draws = network(config, images)
         for name, module in (("f.", f), ("classifier.", classifier)):
-            module.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})  # strict: every weight
+            module.load_state_dict({k.removeprefix(name): v for k, v in weights.items() if k.startswith(name)})  # strict: every weight
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError):
-        raise ProbeError(f"checkpoint.pt, config.json and the images do not go together in {folder}: name another folder, "
-                         "or the --data-dir that it was trained on") from None
+        raise checkpoint.UsageError(f"checkpoint.pt, config.json and the images do not go together in {folder}: name another folder, "
+                                    "or the --data-dir that it was trained on") from None
     return f, classifier, draws, images, config
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("run", nargs="?", help="a run folder of train.py")
-    p.add_argument("--data-dir", help="where the images are (default data)")
-    p.add_argument("--unfed", action="store_true", help="leave an untrained network's BatchNorm at mean 0, variance 1")
-    p.add_argument("--table", metavar="NAME", help="print a table from results/: table1, table2, figure2_left, figure2_right, claims, gap …")
-    p.add_argument("--write", metavar="FILE", help="put all tables into a Markdown file, between its marks, and draw the pictures")
-    args = p.parse_args()
-    if args.table or args.write:
-        from results import tables
-        try:
-            tables.show(args.table, args.write)
-        except (OSError, ValueError) as error:
-            raise ProbeError(str(error)) from None
+def draw_curves(folder):
+    """curves.png from metrics.jsonl: the loss, and what shows whether it learns."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    lines = [row for row in checkpoint.read_lines(os.path.join(folder, "metrics.jsonl")) if isinstance(row.get("loss"), (int, float))]
+    if not lines:
         return
-    if not args.run:
-        p.error("name a run folder of train.py, or --table NAME")
-    f, classifier, draws, images, config = open_run(args.run, args.data_dir)
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.2), layout="constrained")
+    panels = (("loss", "chance"), ("positive_similarity", "negative_similarity", "spread", "positive_rank"), ("invariance", "equation1", "axis"))
+    for ax, names in zip(axes, panels):
+        for name in names:
+            points = [(row["step"], row[name]) for row in lines if row.get(name) is not None]
+            if points:
+                ax.plot(*zip(*points), ":" if name == "chance" else "-", label=name.replace("_", " "))
+        ax.set_xlabel("step")
+        if ax.lines:
+            ax.legend(fontsize=8)
+    with checkpoint.atomic_write(os.path.join(folder, "curves.png"), "wb") as file:
+        figure.savefig(file, dpi=110, format="png")
+    plt.close(figure)
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("run", help="a run folder of train.py")
+    p.add_argument("--data-dir", default="data", help="where the images are (default data)")
+    p.add_argument("--unfed", action="store_true", help="leave the BatchNorm of an untrained network at mean 0, variance 1")
+    args = p.parse_args(argv)
+    f, classifier, draws, images, config = open_network(args.run, args.data_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result = evaluate(f.to(device), classifier.to(device), draws, images, device, None, config["seed"], quiet=False, feed=not args.unfed)
-    path = os.path.join(args.run, "probe.json")
-    with open(path, "w") as file:
-        json.dump(result, file, indent=1)
-    print(report(result))
+    found = evaluate(f.to(device), classifier.to(device), draws, images, device, precision(config["amp"], device), config["seed"],
+                     quiet=False, feed=not args.unfed)
+    with checkpoint.atomic_write(os.path.join(args.run, "probe.json")) as file:
+        json.dump(found, file, indent=1)
+    launch.say(report(found))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ProbeError, data.DataError, OSError) as error:
-        print(f"probe.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(launch.command(main, "probe.py"))

@@ -22,6 +22,7 @@ import zlib
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+import checkpoint  # noqa: E402
 import train  # noqa: E402
 
 TUNED = "--batch-size 256 --lr 2 --warmup-epochs 0.25 "
@@ -66,21 +67,20 @@ def rows_of(folder="results"):
     """[(experiment, row)] of every results/*.jsonl; a torn line counts for nothing."""
     rows = []
     for name in sorted(n for n in os.listdir(os.path.join(ROOT, folder)) if n.endswith(".jsonl")):
-        rows += [(name[:-6], row) for row in train.read_lines(os.path.join(ROOT, folder, name))]
+        rows += [(name[:-6], row) for row in checkpoint.read_lines(os.path.join(ROOT, folder, name))]
     return rows
 
 
 def left(experiments, budget="cpu"):
     """[(experiment, flags)] of the runs that have no line yet.  A line that another experiment has is copied to this one's."""
-    rows, jobs = rows_of(), {}
+    rows, jobs, defaults = rows_of(), {}, vars(train.parse([]))
     for experiment in experiments:
         for flags in EXPERIMENTS[experiment]:
             flags = " ".join(flags.split())
             if budget != "cpu":
                 flags += " " + BUDGETS[budget][train.parse(shlex.split(flags)).dataset]
-            args = train.parse(shlex.split(flags))
-            config = train.config_of(args)
-            found = [(name, row) for name, row in rows if all(row.get(k, args.defaults[k]) == v for k, v in config.items())]
+            config = train.config_of(train.parse(shlex.split(flags)))
+            found = [(name, row) for name, row in rows if all(row.get(k, defaults[k]) == v for k, v in config.items())]
             if not found:
                 jobs.setdefault(json.dumps(config), (experiment, flags))
             elif experiment not in (name for name, _ in found):

@@ -1,6 +1,4 @@
 """The trainer: LARS by hand, the schedule, and the real command: end to end, resumed, killed, and misused."""
-import argparse
-import io
 import json
 import os
 import signal
@@ -13,9 +11,10 @@ import torch
 from conftest import ROOT
 
 import data
+import launch
 import train
 
-SMALL = ["--group", "trans", "--width", "0.125", "--train-size", "512", "--batch-size", "128"]  # four steps an epoch
+SMALL = ["--group", "trans", "--width", "0.125", "--train-size", "512", "--batch-size", "128", "--warmup-epochs", "0.5"]  # four steps an epoch
 
 
 def run(*flags, cwd, env=None):
@@ -86,7 +85,7 @@ def test_a_run_writes_what_it_promises(tmp_path, loss):
     assert done.stderr == ""  # no bar, no warning where nobody watches
     folder = tmp_path / "r"
     result = json.load(open(folder / "result.json"))
-    expected = {"top1", "knn", "train_seconds", "images_per_second", "dataset", "group", "loss", "backbone", "epochs", "seed", "parameters"}
+    expected = {"top1", "linear", "knn", "fiber", "moved", "invariance", "equation1", "axis", "train_seconds", "images_per_second", "dataset", "group", "loss", "backbone", "epochs", "seed", "parameters"}
     assert expected <= result.keys() and result["loss"] == loss and 0 <= result["top1"] <= 100
     config = json.load(open(folder / "config.json"))["config"]
     assert config["width"] == 0.125 and config["batch_size"] == 128
@@ -96,11 +95,12 @@ def test_a_run_writes_what_it_promises(tmp_path, loss):
         assert lines[-1]["step"] == 4 and (folder / "curves.png").stat().st_size > 1000
     if loss in ("hssl", "assl"):
         assert abs(lines[-1]["chance"] - 6.2305) < 1e-3  # log 4·127
-        assert {"spread", "positive_similarity", "negative_similarity", "positive_rank", "equivariance_error"} <= lines[-1].keys()
-    assert f"{result['top1']:.2f}" in done.stdout
+        assert {"spread", "positive_similarity", "negative_similarity", "positive_rank", "invariance", "equation1", "axis"} <= lines[-1].keys()
+    assert f"{result['top1']:.2f}" in done.stdout and len(result["invariance"]) == 4  # shifts by 1 … 4 positions
     probed = subprocess.run([sys.executable, os.path.join(ROOT, "probe.py"), "r"], cwd=tmp_path, text=True, capture_output=True)
     assert probed.returncode == 0, probed.stderr
-    assert abs(json.load(open(folder / "probe.json"))["top1"] - result["top1"]) < 3  # again, in float32
+    probed = json.load(open(folder / "probe.json"))
+    assert {k: result[k] for k in probed} == probed  # the same precision, the same numbers
 
 
 def test_torchrun_two_processes(tmp_path):
@@ -135,67 +135,15 @@ def test_resumed_and_killed_runs_end_bit_for_bit_like_unbroken_ones(tmp_path):
     assert steps == sorted(set(steps)) and steps[-1] == 16  # no line twice
 
 
-def tiny_run(folder):
-    """What `train.resume` needs, and two checkpoints in the folder: step 1 (previous) and step 2."""
-    args = train.parse(["--out", str(folder)])
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(20, 20), torch.nn.BatchNorm1d(20))
-    optimizer, scaler = train.LARS(model.parameters()), torch.amp.GradScaler("cpu", enabled=False)
-    state = argparse.Namespace(step=0, seconds=0.0, cpu=0.0)
-    for state.step in (1, 2):
-        model(torch.randn(8, 20)).sum().backward()
-        optimizer.step()
-        train.save(str(folder / "checkpoint.pt"), args, state, model, optimizer, scaler)
-    return args, state, model, optimizer, scaler
-
-
-def test_damaged_foreign_and_hostile_checkpoints_are_refused(tmp_path, capsys, monkeypatch):
-    """200 random mutations, cuts, foreign files and a pickle that would run a command: the one before is used, the damaged
-    file is left as it is, and no weight of it gets through."""
-    monkeypatch.chdir(tmp_path)
-    args, state, model, optimizer, scaler = tiny_run(tmp_path)
-    path, random = tmp_path / "checkpoint.pt", torch.Generator().manual_seed(0)
-    whole = path.read_bytes()
-    after_two = {k: v.clone() for k, v in model.state_dict().items()}
-    train.resume(args, state, model, optimizer, scaler)
-    assert state.step == 2 and same(model.state_dict(), after_two)
-
-    pick = lambda n: int(torch.randint(n, (1,), generator=random))
-    damaged = [b"", b"not a checkpoint", b"cos\nsystem\n(S'touch hacked'\ntR.", whole[:len(whole) // 2]]
-    buffer = io.BytesIO()
-    torch.save({"step": 7, "model": {}}, buffer)
-    damaged.append(buffer.getvalue())  # a good file of something else
-    for _ in range(195):
-        cut = bytearray(whole)
-        for _ in range(1 + pick(3)):
-            cut[pick(len(cut))] = pick(256)
-        damaged.append(bytes(cut[:len(cut) - pick(2) * pick(len(cut))]))
-    outcomes = {1: 0, 2: 0}
-    for bad in damaged:
-        path.write_bytes(bad)
-        state.step = 0
-        train.resume(args, state, model, optimizer, scaler)
-        outcomes[state.step] += 1
-        if state.step == 2:  # the mutation hit nothing that is read: then every weight must be the right one
-            assert same(model.state_dict(), after_two)
-        assert path.read_bytes() == bad and not (tmp_path / "hacked").exists()
-    print(outcomes)
-    assert outcomes[1] > 100
-    (tmp_path / "checkpoint.pt.previous").write_bytes(b"torn")
-    path.write_bytes(b"torn")
-    with pytest.raises(train.UsageError, match="nothing was changed"):
-        train.resume(args, state, model, optimizer, scaler)
-    assert path.read_bytes() == b"torn"
-
-
 WRONG = {
     "unknown flag": (["--optimizer", "adam"], "unrecognized arguments"),
     "unknown value": (["--group", "affine"], "invalid choice"),
-    "not a number": (["--lr", "fast"], "wants a number"),
+    "not a number": (["--lr", "fast"], "must be a number"),
+    "a rate that overflows": (["--lr", "1e30"], "at most 1e+06"),
     "negative": (["--epochs", "-1"], "at least 0"),
     "nan": (["--lr", "nan"], "at least 0"),
-    "zero temperature": (["--tau", "0"], "more than 0"),
-    "batch larger than the data": (["--batch-size", "9999"], "take at most 4000"),
+    "zero temperature": (["--tau", "0"], "at least 0.0001"),
+    "batch larger than the data": (["--batch-size", "9999"], "take 4000"),
     "train size larger than the data": (["--train-size", "99999"], "has 4000"),
     "base size": (["--base-size", "6"], "1 … 5"),
     "base size of a patch": (["--group", "trans", "--base-size", "63"], "49"),
@@ -236,11 +184,12 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
     for extra, message in (([], "already holds a run"), (["--resume", "--tau", "0.2"], "--tau was 0.1, is 0.2")):
         done = run(*flags, *extra, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+        assert extra or "take --out r-2" in done.stderr
     assert {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()} == before
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    done = run(*SMALL, "--epochs", 2, "--lr", "1e30", "--warmup-epochs", 0, "--out", "r", cwd=tmp_path)
+    done = run(*SMALL, "--epochs", 8, "--lr", "1e6", "--warmup-epochs", 0, "--out", "r", cwd=tmp_path)
     assert done.returncode == 2 and "not finite at step" in done.stderr and done.stderr.count("\n") == 1
 
 

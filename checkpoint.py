@@ -1,0 +1,175 @@
+"""A run that survives: one folder a run, files that are whole or absent, a checkpoint that is checked before it is used.
+
+Needs no sibling: copy this file alone.
+
+    lock = open_run("runs/a", config, resume=False)     # the folder is new, or this run's own; nobody else is in it
+    good = save("runs/a", state, None)                  # state: a dict of tensors, numbers, strings, lists and dicts
+    state, good = load("runs/a", fresh=state)           # the newest whole one that fits `fresh`, or None
+
+Every problem that the user can mend is a UsageError of one line, and nothing was changed then.
+"""
+import contextlib
+import io
+import json
+import math
+import os
+import sys
+import zipfile
+
+import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: nothing keeps two runs out of one folder there
+    fcntl = None
+
+OURS = ("checkpoint.pt", "curves.png", "lock", "metrics.jsonl", "result.json")  # how the names of a run's files begin
+
+
+class UsageError(Exception):
+    """A problem that the user can mend.  The message is one line that says how."""
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="w", keep=None):
+    """A file to write to, which appears at `path` as a whole or not at all.  keep: where the file that was there goes.
+
+    It is written beside its place, forced to the disk, then renamed.  Raises OSError; nothing is left behind then."""
+    try:
+        with open(path + ".tmp", mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(path + ".tmp")
+        raise
+    if keep:
+        os.replace(path, keep)
+    os.replace(path + ".tmp", path)
+
+
+def is_file(path):
+    """Whether there is a file.  Raises UsageError for a pipe, a folder or a device: reading those could wait for ever."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError(f"{path} is not a regular file: move it away, or choose another --out")
+    return os.path.exists(path)
+
+
+def read_lines(path):
+    """The JSON objects of a file with one on each line: a list of dicts.  Torn and foreign lines are left out."""
+    rows = []
+    for line in open(path, errors="replace") if is_file(path) else ():
+        with contextlib.suppress(ValueError, RecursionError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def open_run(folder, config, resume, **more):
+    """Make the folder of a new run, or check that this run may go on in it → a lock, to be kept until the run ends.
+
+    config: a dict of what must be equal for a run to go on; `more` is written beside it.  Raises UsageError."""
+    path, i = os.path.join(folder, "config.json"), 2
+    while os.path.exists(other := f"{folder.rstrip('/')}-{i}"):
+        i += 1
+    there = is_file(path)
+    if resume and not there:
+        raise UsageError(f"{folder} holds no run to go on with: leave out --resume")
+    if there and not resume:
+        raise UsageError(f"{folder} already holds a run: add --resume to go on with it, or take --out {other}")
+    try:
+        old = json.load(open(path))["config"] if there else config
+        differ = [f"--{k.replace('_', '-')} was {old.get(k)}, is {config.get(k)}" for k in sorted({*old, *config}) if old.get(k) != config.get(k)]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise UsageError(f"{path} is not a run's configuration: choose another --out") from None
+    if differ:
+        raise UsageError("can't resume with other flags: " + ", ".join(differ))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        found = [name for name in sorted(os.listdir(folder)) if name.startswith(OURS) or name.endswith(".tmp")]
+        if found and not there:
+            raise UsageError(f"{folder} holds {found[0]} but no config.json: take --out {other}")
+        lock = lock_folder(folder)
+        if not there:
+            with atomic_write(path) as file:
+                json.dump(dict(config=config, **more), file, indent=1)
+    except OSError as error:
+        raise UsageError(f"can't write into {folder} ({error.strerror}): choose another --out") from None
+    return lock
+
+
+def lock_folder(folder):
+    """Reserve the folder until this process ends, in whatever way it ends → a file descriptor.  Raises UsageError."""
+    lock = os.open(folder, os.O_RDONLY) if fcntl else None  # the folder itself: there is no file to create or to empty
+    try:
+        if fcntl:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UsageError(f"another process is using {folder}: wait for it, or choose another --out") from None
+    except OSError:
+        pass  # a file system without locks
+    return lock
+
+
+def difference(saved, fresh, name="it"):
+    """What keeps `saved` from taking the place of `fresh`, as text; "" if nothing.
+
+    Wanted: the same types, keys, lengths, shapes and dtypes, equal strings, tensors that are finite, numbers in 0 … ∞."""
+    if not isinstance(saved, dict if isinstance(fresh, dict) else type(fresh)):  # an OrderedDict is a dict
+        return f"{name} is a {type(saved).__name__}, not a {type(fresh).__name__}"
+    if isinstance(fresh, (dict, list)):
+        keys = lambda of: set(of) if isinstance(of, dict) else set(range(len(of)))
+        odd = keys(saved) ^ keys(fresh)
+        return f"{name} has other entries" if odd else next(filter(None, (difference(saved[k], fresh[k], str(k)) for k in keys(fresh))), "")
+    if isinstance(fresh, torch.Tensor):
+        if (saved.shape, saved.dtype) != (fresh.shape, fresh.dtype):
+            return f"{name} is {tuple(saved.shape)} {saved.dtype}, not {tuple(fresh.shape)} {fresh.dtype}"
+        return "" if saved.isfinite().all() else f"{name} is not finite"
+    if isinstance(fresh, str):
+        return "" if saved == fresh else f"{name} is another run's"
+    return "" if math.isfinite(saved) and saved >= 0 else f"{name} is {saved}"
+
+
+def save(folder, state, good):
+    """Write folder/checkpoint.pt, the old one becomes checkpoint.pt.previous → the path of the new one.
+
+    good: the path of the last one known to be whole, or None.  Only a good one is put aside, so that one is there at every
+    moment.  Raises UsageError if the state is not finite or can't be written."""
+    path, buffer = os.path.join(folder, "checkpoint.pt"), io.BytesIO()
+    problem = difference(state, state)
+    if problem:
+        raise UsageError(f"{problem} after step {state['step']}, the last checkpoint is kept: take a smaller --lr or more --warmup-epochs")
+    torch.save(state, buffer)
+    try:
+        with atomic_write(path, "wb", keep=path + ".previous" if good == path else None) as file:
+            file.write(buffer.getbuffer())
+    except OSError as error:
+        raise UsageError(f"can't write {path} ({error.strerror}): the last checkpoint is kept; make room, then add --resume") from None
+    return path
+
+
+def load(folder, fresh):
+    """The newest checkpoint that is whole and fits `fresh` → (state, its path); (None, None) if the run had not begun.
+
+    fresh: the state of the same run at its start, with `step` and its bound `steps`.  Raises UsageError if no checkpoint
+    can be used, or none is left of a run that had one."""
+    refused, path = [], os.path.join(folder, "checkpoint.pt")
+    for candidate in filter(is_file, (path, path + ".previous")):
+        try:
+            damaged = zipfile.ZipFile(candidate).testzip()  # a checkpoint is a zip: every part has its checksum
+            state = {} if damaged else torch.load(candidate, map_location="cpu", weights_only=True)
+            problem = f"{damaged} is damaged" if damaged else difference(state, fresh)
+            problem = problem or (f"its step is {state['step']}" if state["step"] > fresh["steps"] else "")
+        except Exception as error:  # torn, foreign, hostile: torch has many names for it
+            problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"
+        if not problem:
+            if refused:
+                print(f"warning: refused {refused[0]}; going on from {candidate}, step {state['step']}", file=sys.stderr)
+            return state, candidate
+        refused.append(f"{candidate} ({problem})")
+    if refused:
+        raise UsageError(f"can't resume: refused {' and '.join(refused)}; nothing was changed, choose another --out to start again")
+    if is_file(os.path.join(folder, "result.json")) or any("step" in row for row in read_lines(os.path.join(folder, "metrics.jsonl"))):
+        raise UsageError(f"{folder} has results but no checkpoint, so it can't go on: choose another --out to start again")
+    return None, None

@@ -1,0 +1,141 @@
+"""A command that runs alone or on many processes, can be stopped, and tells its user what is wrong in one line.
+
+Needs two siblings: checkpoint.py and data.py (for their exceptions).
+
+    rank, world, device = start_processes()            # alone, or under torchrun
+    images = rank0_first(load, rank, device) or load() # what only one process may do, or must do first
+    with note_signals() as noted: ...                  # SIGTERM and Ctrl-C set noted["signal"]
+    sys.exit(command(main, "train.py"))                # the exit status: 0, or 2 after one line on stderr
+"""
+import contextlib
+import ctypes
+import datetime
+import os
+import signal
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+
+from checkpoint import UsageError
+from data import DataError
+
+
+# ---------------------------------------------------------------- many processes
+def start_processes():
+    """Meet the other processes, if torchrun started this one → rank, world size, device.  Raises UsageError."""
+    local, rank, world = 0, 0, 1
+    if "LOCAL_RANK" in os.environ:
+        try:
+            local, rank, world = (int(os.environ[v]) for v in ("LOCAL_RANK", "RANK", "WORLD_SIZE"))
+            meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        except (KeyError, ValueError) as error:
+            raise UsageError(f"LOCAL_RANK is set, but one of RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT is missing or not a number ({error}): "
+                             "start with torchrun, or unset LOCAL_RANK") from None
+        if not 0 <= local <= rank < world:
+            raise UsageError(f"LOCAL_RANK {local}, RANK {rank} and WORLD_SIZE {world} do not go together: start with torchrun, or unset LOCAL_RANK")
+    if torch.cuda.is_available():
+        if local >= torch.cuda.device_count():
+            raise UsageError(f"process {local} of this machine has no GPU: start at most {torch.cuda.device_count()} on a machine")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False  # or an exact network would look inexact in float32
+    else:
+        device = torch.device("cpu")
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc only: keep freed memory, or every step pays for page faults
+            libc = ctypes.CDLL(None)
+            libc.mallopt(-4, 0), libc.mallopt(-1, 2 ** 31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
+    if world > 1:
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=30))
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"the processes can't meet at {meeting} ({first_line(error)}): try another port (torchrun --master-port)") from None
+    return rank, world, device
+
+
+def max_over_ranks(value, device):
+    """The largest of all processes' ints or bools, so that all of them do the same."""
+    if dist.is_initialized():
+        value = torch.tensor(int(value), device=device)  # ()
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)
+
+
+def rank0_first(act, rank, device):
+    """What act() returns on the first process, None on the others.  If it raises there, all of them stop."""
+    given = problem = None
+    if rank == 0:
+        try:
+            given = act()
+        except (UsageError, DataError) as error:
+            problem = error
+    if max_over_ranks(problem is not None, device):
+        raise problem or UsageError("the first process stopped")
+    return given
+
+
+@contextlib.contextmanager
+def note_signals():
+    """A signal that asks the run to stop only sets a number in the dict that this gives; the training loop looks at it.
+
+    torchrun sends its workers a signal that they may have had already, so a second one must not do more than the first."""
+    noted = {"signal": 0}
+    numbers = [signal.SIGTERM, signal.SIGINT] + [signal.SIGHUP] * (hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
+    before = {number: signal.signal(number, lambda number, frame: noted.update(signal=number)) for number in numbers}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------- what the user is told
+def say(text, stream="stdout", end="\n"):
+    """Print at once.  A stream that is full or that nobody reads must not end a run: what can't be written is dropped."""
+    file = getattr(sys, stream)
+    try:
+        print(text, file=file, end=end, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
+def command(main, name):
+    """Run main() → the exit status, 0 or 2.  A problem that the user can mend becomes one line on stderr; others are raised."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by the shell (>&-)
+            setattr(sys, stream, open(os.devnull, "w"))
+    sys.stdout.reconfigure(errors="backslashreplace")  # for terminals without '…', and names that are not text
+    try:
+        main()
+        return 0
+    except (UsageError, DataError) as error:
+        told = str(error)
+    except OSError as error:
+        told = f"{error.strerror or error} ({error.filename or 'while writing'}): mend that, then add --resume to go on from the last checkpoint"
+    except (RuntimeError, MemoryError) as error:
+        told = explain(error)
+        if told is None:
+            raise
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+    finally:
+        say("", end="")  # --help | head -1
+    if "LOCAL_RANK" in os.environ and os.environ.get("RANK") != "0":
+        time.sleep(5)  # the first process tells it, and torchrun ends this one; if the first is gone, this one tells it
+    say(f"{name}: " + " ".join(told.splitlines()), "stderr")
+    return 2
+
+
+def explain(error):
+    """What the user can do about a RuntimeError or MemoryError, as text; None if nothing."""
+    text = first_line(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+        return "not enough memory: take a smaller --batch-size or --width, or more processes, and add --resume"
+    if isinstance(error, dist.DistError) or "gloo" in text or "onnection" in text:
+        return f"lost the other processes ({text}): start all of them again, with --resume"
+    return None
+
+
+def first_line(error):
+    return (str(error).splitlines() or [""])[0][:120]
