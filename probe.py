@@ -197,12 +197,11 @@ def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("run", help="a run folder of train.py")
     p.add_argument("--data-dir", default="data", help="where the images are (default data)")
-    p.add_argument("--unfed", action="store_true", help="leave the BatchNorm of an untrained network at mean 0, variance 1")
     args = p.parse_args(argv)
     f, classifier, draws, images, config = open_network(args.run, args.data_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = evaluate(f.to(device), classifier.to(device), draws, images, device, precision(config["amp"], device), config["seed"],
-                     quiet=False, feed=not args.unfed)
+                     quiet=False, feed=not config["unfed"])
     with checkpoint.atomic_write(os.path.join(args.run, "probe.json")) as file:
         json.dump(found, file, indent=1)
     launch.say(report(found))

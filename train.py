@@ -102,6 +102,7 @@ def parse(argv=None):
     add("--functions", type=number(int, 1, 11), metavar="N", help="basis functions of the first layer along each axis (default: 11 for MNIST, 7 for the others)")
     choice("--pool", ("mean", "max"), "how fibers are read off space")
     add("--epsilon", type=number(float, 0, 100), default=0.0, help="break the equivariance: change each element's coefficients by epsilon * |w| (default 0)")
+    add("--unfed", action="store_true", help="leave the BatchNorm of an untrained network at mean 0 and variance 1 when it is probed")
     add("--width", type=number(float, 0, 16, above=True), help="multiplies every number of channels")
     choice("--amp", ("auto", "bf16", "fp16", "off"), "mixed precision; auto: where the hardware has it")
     add("--seed", type=number(int, 0, 2 ** 31 - 1), default=0, help="of the weights, the batches, the group elements and --train-size (default 0)")
@@ -300,7 +301,7 @@ def main(argv=None):
                     log.write(json.dumps(line | measure(args, model, y1, y2, x[:32])) + "\n")
                 if args.probe_epochs and step % (args.probe_epochs * per_epoch) == 0:
                     copies = copy.deepcopy((model.f, model.classifier))  # the probe sets modes and may feed BatchNorm
-                    log.write(json.dumps(dict(step=step) | probe.evaluate(*copies, model.draws, images, device, dtype, args.seed)) + "\n")
+                    log.write(json.dumps(dict(step=step) | probe.evaluate(*copies, model.draws, images, device, dtype, args.seed, feed=not args.unfed)) + "\n")
                 log.flush()
                 if stop or last or epoch_ends or time.time() - saved_at > 60 * args.checkpoint_minutes:
                     good, saved_at = checkpoint.save(args.out, state(), good), time.time()
@@ -318,7 +319,7 @@ def main(argv=None):
     if good is None:
         checkpoint.save(args.out, state(), good)  # no step was made: the weights as drawn
     probe.draw_curves(args.out)
-    result = probe.evaluate(model.f, model.classifier, model.draws, images, device, dtype, args.seed, quiet=False)
+    result = probe.evaluate(model.f, model.classifier, model.draws, images, device, dtype, args.seed, quiet=False, feed=not args.unfed)
     result |= dict(parameters=sum(p.numel() for p in model.f.parameters()), train_seconds=round(seconds, 2), cpu_seconds=round((cpu + time.process_time()) * world, 1),
                    images_per_second=round(steps * args.batch_size / seconds, 1) if seconds else None, processes=world,
                    threads=torch.get_num_threads(), code=code_version(), torch=torch.__version__, **config_of(args))

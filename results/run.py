@@ -46,6 +46,8 @@ def each(text, **choices):
 LEARN, THREE = ("frozen", "hssl", "assl"), ("rot", "scale", "trans")
 EXPERIMENTS = {
     "learned": each(SHORT + "--group {group} --loss {loss} --seed {seed}", loss=LEARN, group=THREE, seed=range(3)),
+    "unfed": each(SHORT + "--loss frozen {network} {fed} --seed {seed}", fed=("", "--unfed"), seed=range(3), network=(
+        *(f"--group {g}" for g in THREE), "--group trans --backbone mlp", "--group scale --backbone cnn --width 0.25")),
     "knob": each(SHORT + "--group rot --epsilon {epsilon} --loss {loss} --seed {seed}", loss=LEARN, epsilon=(0, 0.03, 0.1, 0.3, 1, 3), seed=range(3)),
     "scale_repaired": each(SHORT + "--group scale {network} --loss {loss} --seed {seed}", loss=LEARN, seed=range(3),
                            network=("", "--functions 3", "--pool max", "--functions 3 --pool max")),
@@ -111,7 +113,9 @@ def work(jobs, lock, running, options, problem):
         running.discard(process)
         with lock:
             if process.returncode == 0:
-                append(experiment, json.load(open(os.path.join(out, "result.json"))))
+                row = json.load(open(os.path.join(out, "result.json")))
+                curve = [line for line in checkpoint.read_lines(os.path.join(out, "metrics.jsonl")) if "top1" in line]  # --probe-epochs
+                append(experiment, row | dict(curve=curve) if curve else row)
             elif not options.stopping:
                 problem.append(f"{shlex.join(command)}\n{told[-2000:]}")
 

@@ -1,0 +1,143 @@
+"""The pictures of results/README.md, from results/*.jsonl:  python results/pictures.py
+
+Dots are seeds, lines are means.  Grey is the untrained network, with its BatchNorm fed.
+"""
+import os
+import statistics
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from results.tables import FOLDER, GROUPS, LOSSES, mean_over_g, pick, rows_of  # noqa: E402
+
+COLOURS = {"frozen": "0.6", "hssl": "tab:orange", "assl": "tab:blue"}
+MARKS = {"frozen": "s", "hssl": "o", "assl": "^"}
+WHAT = {"rot": "turns of g·90°", "scale": "shrinking, step g of the list", "trans": "shifts by g positions (4 px)"}
+
+
+def dots(ax, points, loss, label=None):
+    """Dots of every seed and the line of their means.  points: {x: [values]}."""
+    xs = sorted(points)
+    ax.plot(xs, [statistics.mean(points[x]) for x in xs], color=COLOURS[loss], label=label or LOSSES[loss])
+    ax.plot([x for x in xs for _ in points[x]], [v for x in xs for v in points[x]], MARKS[loss], color=COLOURS[loss], ms=4)
+
+
+def learned():
+    """Invariance to T_g after both losses, for three groups."""
+    rows = rows_of("learned")
+    figure, axes = plt.subplots(1, 3, figsize=(12.8, 4.2), layout="constrained", sharey=True)
+    for ax, group in zip(axes, GROUPS):
+        for loss in ("frozen", "assl", "hssl"):
+            runs = pick(rows, group=group, loss=loss).values()
+            dots(ax, {g + 1: list(values) for g, values in enumerate(zip(*(r["invariance"] for r in runs)))}, loss)
+        ax.axhline(1, color="0.8", lw=0.8, zorder=0)
+        ax.set_title(GROUPS[group])
+        ax.set_xlabel(f"g: {WHAT[group]}")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].set_ylabel("‖f(T_g x)(g0) - f(x)(g0)‖\nover the distance of two images")
+    axes[0].set_ylim(0)
+    axes[0].legend()
+    axes[0].text(0.5, 1.015, "as far as two different images", fontsize=7, color="0.5", transform=axes[0].get_yaxis_transform(), ha="center")
+    figure.suptitle("How far T_g moves the features: 0 is invariant")
+    return figure
+
+
+def knob():
+    """The figure of the project: the error of Eq. 1 against how alike the two losses' networks are."""
+    rows, figure = rows_of("knob"), None
+    epsilons = sorted({r["epsilon"] for r in rows if r["loss"] == "assl"} & {r["epsilon"] for r in rows if r["loss"] == "hssl"})
+    if not epsilons:
+        return None
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
+    error, ratio = [], []
+    for e in epsilons:
+        runs = {loss: pick(rows, epsilon=e, loss=loss) for loss in ("frozen", "hssl", "assl")}
+        for s in runs["hssl"].keys() & runs["assl"].keys():
+            error.append(max(mean_over_g(runs["frozen"][s], "equation1"), 1e-7) if s in runs["frozen"] else None)
+            ratio.append(mean_over_g(runs["hssl"][s], "invariance") / mean_over_g(runs["assl"][s], "invariance"))
+            left.annotate(f"{e:g}", (error[-1], ratio[-1]), fontsize=7, xytext=(3, 3), textcoords="offset points") if error[-1] else None
+        for loss in ("frozen", "assl", "hssl"):
+            values = [mean_over_g(r, "invariance") for r in runs[loss].values()]
+            right.plot([max(e, 0.01)] * len(values), values, MARKS[loss], color=COLOURS[loss], ms=5, label=LOSSES[loss] if e == epsilons[0] else None)
+    left.plot([e for e in error if e], [r for e, r in zip(error, ratio) if e], "o", color="tab:red", ms=5)
+    left.axhline(1, color="0.6", lw=0.8)
+    left.set(xscale="log", xlabel="error of Eq. 1 of the untrained network, mean over g (0 is drawn at 1e-7; numbers: ε)",
+             ylabel="invariance after H-SSL / after A-SSL\n(1: the theory)", title="The further from Eq. 1, the less H-SSL does what A-SSL does")
+    right.set(xscale="log", xlabel="ε (0 is drawn at 0.01)", ylabel="invariance, mean over g", title="What each loss reaches")
+    right.legend()
+    return figure
+
+
+def rotation_long():
+    """The read-outs over the steps of a long training."""
+    rows = [r for r in rows_of("rotation_long") if r.get("curve")]
+    if not rows:
+        return None
+    figure, axes = plt.subplots(1, 3, figsize=(12.8, 4), layout="constrained")
+    for ax, name in zip(axes, ("top1", "linear", "knn")):
+        for r in rows:
+            style = "-" if r["lr"] == 3.2 else ":"
+            style = "--" if r["group"] == "scale" else style
+            label = f"{GROUPS[r['group']]}, {LOSSES[r['loss']]}" + ", lr / 16" * (r["lr"] != 3.2) if r["seed"] == 0 else None
+            ax.plot(*zip(*[(p["step"], p[name]) for p in r["curve"]]), style, color=COLOURS[r["loss"]], label=label)
+        ax.set(title=name, xlabel="step", ylabel="% of test images" if name == "top1" else None)
+        for r in rows_of("rotation_long"):
+            if r["loss"] == "frozen":
+                ax.axhline(r[name], color="0.6", lw=0.8, ls="--" if r["group"] == "scale" else "-")
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def strength():
+    """Read-outs against the largest displacement between the two views."""
+    rows = [r for r in rows_of("strength") if r["objective"] == "infonce" and r["base_size"] == 1]
+    if not {r["loss"] for r in rows} >= {"assl", "hssl"}:
+        return None
+    reach = {"assl": lambda r: 2 * 2 ** 0.5 * int(r["strength"] * 29), "hssl": lambda r: 4 * r["max_distance"] ** 0.5 if r["max_distance"] else None}
+    figure, axes = plt.subplots(1, 3, figsize=(12.8, 4), layout="constrained")
+    for ax, name in zip(axes, ("top1", "linear", "invariance")):
+        value = (lambda r: r["invariance"][0]) if name == "invariance" else lambda r: r[name]
+        for loss in ("assl", "hssl"):
+            points = {}
+            for r in rows:
+                if r["loss"] == loss and reach[loss](r):
+                    points.setdefault(reach[loss](r), []).append(value(r))
+            dots(ax, points, loss)
+        for r in rows:
+            if r["loss"] == "frozen":
+                ax.axhline(value(r), color="0.6", lw=0.8)
+        ax.set(title=name if name != "invariance" else "invariance to a shift by one position (4 px)", xlabel="largest distance between the two views, px")
+    axes[0].legend()
+    return figure
+
+
+def scale_repaired():
+    """The error of Eq. 1 against its null, for the networks of the table."""
+    rows = rows_of("scale_repaired")
+    if not rows:
+        return None
+    networks = [(None, "mean"), (3, "mean"), (None, "max"), (3, "max")]
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.8), layout="constrained", sharey=True)
+    for ax, (functions, pool) in zip(axes, networks):
+        for loss in ("frozen", "assl", "hssl"):
+            runs = list(pick(rows, functions=functions, pool=pool, loss=loss).values())
+            if runs:
+                dots(ax, {g + 1: list(v) for g, v in enumerate(zip(*(r["invariance"] for r in runs)))}, loss, f"invariance, {LOSSES[loss]}")
+                means = [statistics.mean(v) for v in zip(*(r["equation1"] for r in runs))]
+                ax.plot(range(1, len(means) + 1), means, ":", color=COLOURS[loss], label=f"error of Eq. 1, {LOSSES[loss]}")
+        ax.set(title="the paper's" if (functions, pool) == networks[0] else f"{functions or 11} functions, {pool} over space", xlabel="g")
+    axes[0].set_ylabel("over the distance of two images")
+    axes[0].legend(fontsize=6)
+    return figure
+
+
+if __name__ == "__main__":
+    for make in (learned, knob, scale_repaired, rotation_long, strength):
+        figure = make() if rows_of(make.__name__) else None
+        if figure:
+            figure.savefig(os.path.join(FOLDER, f"{make.__name__}.png"), dpi=100)
+            print(f"{make.__name__}.png")
