@@ -43,15 +43,20 @@ def start_processes():
         torch.backends.cudnn.allow_tf32 = False  # or an exact network would look inexact in float32
     else:
         device = torch.device("cpu")
-        with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc only: keep freed memory, or every step pays for page faults
-            libc = ctypes.CDLL(None)
-            libc.mallopt(-4, 0), libc.mallopt(-1, 2 ** 31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
+        keep_freed_memory()
     if world > 1:
         try:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=30))
         except (RuntimeError, ValueError) as error:
             raise UsageError(f"the processes can't meet at {meeting} ({first_line(error)}): try another port (torchrun --master-port)") from None
     return rank, world, device
+
+
+def keep_freed_memory():
+    """Let glibc keep what large tensors free; otherwise every step gives it back and pays for page faults again."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library: leave it as it is
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0), libc.mallopt(-1, 2 ** 31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
 
 
 def max_over_ranks(value, device):

@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -80,7 +81,7 @@ def left(experiments, budget="cpu"):
         for flags in EXPERIMENTS[experiment]:
             flags = " ".join(flags.split())
             if budget != "cpu":
-                flags += " " + BUDGETS[budget][train.parse(shlex.split(flags)).dataset]
+                flags += " " + BUDGETS[budget].get(train.parse(shlex.split(flags)).dataset, "")
             config = train.config_of(train.parse(shlex.split(flags)))
             found = [(name, row) for name, row in rows if all(row.get(k, defaults[k]) == v for k, v in config.items())]
             if not found:
@@ -136,8 +137,10 @@ def main():
     jobs = left(names, options.budget)
     if options.list:
         print("\n".join(f"python train.py {flags}" for _, flags in jobs))
-        seconds = [row["cpu_seconds"] for _, row in rows_of() if "cpu_seconds" in row]
-        print(f"{len(jobs)} runs left; the {len(seconds)} that are listed took {sum(seconds) / 3600:.1f} hours of one CPU core")
+        rows = rows_of()
+        median = lambda name: statistics.median([row["cpu_seconds"] for n, row in rows if n == name] or [row["cpu_seconds"] for _, row in rows] or [0])
+        hours = sum(median(name) for name, _ in jobs) / 3600
+        print(f"{len(jobs)} runs left, about {hours:.1f} hours of one CPU core (from the median of the runs that are listed)")
         return
     lock, running, problem = threading.Lock(), set(), []
     options.until, options.stopping = time.time() + 3600 * options.hours, False

@@ -1,4 +1,4 @@
-"""The README's tables are made from results/*.jsonl and from nothing else; the arithmetic, on runs made up here."""
+"""results/tables.py and run.py: the statistics, what is refused, and the queue's list of what is left; on rows made up here."""
 import json
 import math
 import os
@@ -8,84 +8,110 @@ import sys
 import pytest
 from conftest import ROOT
 
-from results.tables import by_seed, change, claims, gap, grid, interval, plus_minus, rows_of, series, table, tables_into
-
-PAPER = {"table1": [["mnist", "rot", "hssl", 70.3, 5.4]], "table2": []}
+from results import run, tables
 
 
-def line(top1, **config):
-    config = dict(dataset="mnist", group="rot", loss="hssl", backbone="equivariant", objective="infonce", seed=0, epochs=3, width=1.0,
-                  base_size=1, max_distance=None, distance="euclidean", lr=2.0, batch_size=256) | config
-    seconds = 0 if config["loss"] == "frozen" else 90.0
-    return json.dumps(dict(config, top1=top1, cpu_seconds=36.0, train_seconds=seconds, threads=1, train_images=100, test_images=50,
-                           equivariance_error=0.1))
+def row(seed, top1, invariance, **config):
+    config = dict(dataset="mnist", group="rot", loss="hssl", train_images=100, test_images=50, epochs=3, width=1.0) | config
+    return dict(config, seed=seed, top1=top1, linear=top1, knn=top1, fiber=top1, moved=top1, invariance=invariance, equation1=[0.0], axis=invariance,
+                cpu_seconds=36.0, code="abc")
 
 
 @pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "paper.json").write_text(json.dumps(PAPER))
-    rows = [line(v, loss=loss, seed=s) for loss, values in (("hssl", (80, 82, 84)), ("assl", (81, 82.5, 86)), ("frozen", (70, 71, 72)))
-            for s, v in enumerate(values)]
-    (tmp_path / "table1.jsonl").write_text("\n".join([*rows, '{"top1": 1, "torn']))
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "FOLDER", str(tmp_path))
+    rows = [row(s, v, [i], loss=loss) for loss, values in (("frozen", ((70, 0.7), (71, 0.72), (72, 0.8))), ("hssl", ((80, 0.10), (82, 0.11), (84, 0.12))),
+                                                          ("assl", ((81, 0.10), (82.5, 0.112), (86, 0.121)))) for s, (v, i) in enumerate(values)]
+    (tmp_path / "learned.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n[]\n5\n{"torn')
     return tmp_path
 
 
-def test_a_torn_line_counts_for_nothing(folder):
-    rows = rows_of("table1", folder)
-    assert len(rows) == 9 and by_seed(rows, loss="hssl") == {0: 80, 1: 82, 2: 84}
+def test_torn_and_foreign_lines_are_left_out(folder):
+    assert len(tables.rows_of("learned")) == 9 and tables.rows_of("nothing") == []
 
 
 def test_mean_spread_and_interval():
-    assert plus_minus([80, 82, 84]) == "82.0 ± 2.0" and plus_minus([80]) == "80.0 (n = 1)" and plus_minus([]) == ""
-    assert plus_minus([1, 3], "+") == "+2.0 ± 1.4 (n = 2)"
-    mean, half = interval([1.0, 0.5, 2.0])
-    assert abs(mean - 3.5 / 3) < 1e-12 and abs(half - 4.303 * 0.7638 / math.sqrt(3)) < 0.01
-    assert interval([5.0]) == (5.0, math.inf)
+    assert tables.spread([80, 82, 84]) == "82.0 ± 2.0" and tables.spread([80]) == "80.0 (1 seed)" and tables.spread([]) == ""
+    mean, half = tables.interval([1.0, 0.5, 2.0])
+    assert abs(mean - 3.5 / 3) < 1e-12 and abs(half - 4.30265 * 0.763763 / math.sqrt(3)) < 1e-4  # t(0.975, 2 degrees of freedom)
+    assert tables.interval([5.0]) == (5.0, math.inf)
 
 
-def test_grid_shows_ours_above_the_papers(folder):
-    text = grid("table1", folder)
-    assert "| MNIST, rotation | 83.2 ± 2.6 | 82.0 ± 2.0 | 71.0 ± 1.0 |" in text
-    assert "| *the paper* |  | *70.3 ± 5.4* |  |" in text
-    assert "3 epochs, 1.5 minutes of training (median) on 1 thread. 9 runs, 0.1 hours of one CPU core" in text
+def test_seeds_needed_is_the_smallest_number_that_suffices():
+    values, width = [1.0, 2.0, 3.0], 0.5
+    n = tables.seeds_needed(values, width)
+    half = lambda n: tables.student.ppf(0.975, n - 1) * 1.0 / n ** 0.5
+    assert half(n) <= width < half(n - 1)
 
 
-def test_a_run_that_two_experiments_share_counts_once(folder):
-    row = json.loads((folder / "table1.jsonl").read_text().splitlines()[0])
-    (folder / "figure2_left.jsonl").write_text(json.dumps(row | {"experiment": "figure2_left"}) + "\n" + line(50, seed=7))
-    assert table("total", folder).startswith("10 runs, 0.1 hours")
+def test_two_rows_that_claim_one_seed_are_told(folder):
+    with open(folder / "learned.jsonl", "a") as file:
+        file.write("\n" + json.dumps(row(0, 63, [0.5], lr=0.1)) + "\n")
+    with pytest.raises(ValueError, match="two runs of seed 0"):
+        tables.learned()
 
 
-def test_a_claim_is_a_paired_difference_with_its_interval(folder):
-    text = claims(folder)
-    mean, half = interval([1.0, 0.5, 2.0])
-    assert f"| A - H, MNIST, rotation | {mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}] |" in text
-    assert "not told apart, and not shown equal" in text
-    label, error, values = gap(folder)[0]
-    assert values == [1, 0.5, 2] and error == 0.1 and "rotation" in label
+def test_a_claim_is_a_paired_difference_with_its_interval_and_margin(folder):
+    a, b = {0: 81.0, 1: 82.5, 2: 86.0, 7: 0.0}, {0: 80.0, 1: 82.0, 2: 84.0}
+    made = tables.claim("", "", a, b)
+    mean, half = tables.interval([1.0, 0.5, 2.0])
+    assert (made["mean"], made["half"], made["seeds"]) == (mean, half, 3) and made["verdict"] == "undecided" and "seeds would decide" in made["price"]
+    assert tables.claim("", "", a, b, margin=mean + half)["verdict"] == "equal"
+    assert tables.claim("", "", a, b, margin=mean + half - 1e-6)["verdict"] == "undecided"
+    shifted = {s: v + 10 for s, v in a.items()}
+    assert tables.claim("", "", shifted, b, margin=1)["verdict"] == "different" and tables.claim("", "", shifted, b)["verdict"] == "holds"
+    assert tables.claim("", "", b, shifted)["verdict"] == "fails" and tables.claim("", "", {0: 1.0}, b) is None
 
 
-def test_figures_are_series_over_seeds(folder):
-    (folder / "figure2_left.jsonl").write_text("\n".join(line(v, base_size=n, seed=s) for n, vs in ((1, (50, 40)), (2, (55, 38))) for s, v in enumerate(vs)))
-    (label, xs, points), = series("figure2_left", folder)
-    assert xs == [1, 2] and [round(c, 9) for c in change(points, 2)] == [10, -5]
-    assert "| change, % | +0.0 ± 0.0 (n = 2) | +2.5 ± 10.6 (n = 2) |" in table("figure2_left", folder)
+def test_the_claims_speak_of_the_rows(folder):
+    found = {r["what"]: r for r in tables.claims()}
+    same = found["invariance, A - H, rotation"]
+    assert same["verdict"] == "equal" and abs(same["mean"] - 0.001) < 1e-9
+    assert found["invariance, untrained - H, rotation"]["verdict"] == "holds"
+    assert "invariance, A - H, scale" not in found  # no such rows
+    assert same["claim"] in tables.claims_table()
 
 
-def test_losses_that_differ_are_curves_of_their_own(folder):
-    (folder / "rotation_epochs.jsonl").write_text("\n".join(line(v, loss=loss, epochs=e) for loss, vs in (("hssl", (50, 40)), ("assl", (55, 38)))
-                                                            for e, v in zip((10, 2), vs)))
-    (one, xs, points), (two, *_) = series("rotation_epochs", folder)
-    assert "H-SSL" in one and "A-SSL" in two and xs == [2, 10] and points == {2: {0: 40}, 10: {0: 50}}
+def test_the_results_page_is_what_the_rows_say():
+    """results/README.md as committed is what results/tables.py writes."""
+    path = os.path.join(ROOT, "results", "README.md")
+    before = open(path).read()
+    try:
+        tables.main([])
+        assert open(path).read() == before, "python results/tables.py"
+    finally:
+        with open(path, "w") as file:
+            file.write(before)
 
 
-def test_the_readme_is_what_the_results_say():
-    path = os.path.join(ROOT, "README.md")
-    assert "<!-- table1 -->" in open(path).read()
-    assert tables_into(path, os.path.join(ROOT, "results")) == open(path).read(), "python probe.py --write README.md"
+def test_a_broken_paper_json_is_an_error(folder):
+    (folder / "table1.jsonl").write_text(json.dumps(row(0, 90, [0.1])))
+    (folder / "paper.json").write_text("{")
+    with pytest.raises(ValueError):
+        tables.table1()
 
 
-def test_an_unknown_table_is_one_line(folder):
-    done = subprocess.run([sys.executable, os.path.join(ROOT, "probe.py"), "--table", "table9"], cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert len(done.stderr.strip().split("\n")) == 1 and "sh results/run.sh table9" in done.stderr
+def test_an_unknown_table_is_one_line():
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "results/tables.py"), "table9"], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.startswith("tables.py: no table is called table9")
+
+
+# ---------------------------------------------------------------- the queue
+def test_the_queue_lists_each_run_once_and_shares_rows(tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(run, "ROOT", str(tmp_path))
+    flags = ["--group rot --seed 0", "--group rot  --seed 0", "--group rot --seed 1"]
+    monkeypatch.setattr(run, "EXPERIMENTS", {"one": flags, "two": flags[:1]})
+    assert run.left(["one", "two"]) == [("one", "--group rot --seed 0"), ("one", "--group rot --seed 1")]
+    run.append("one", run.train.config_of(run.train.parse(["--group", "rot"])) | dict(top1=5.0))
+    assert run.left(["one", "two"]) == [("one", "--group rot --seed 1")]
+    assert [row["top1"] for _, row in run.rows_of()] == [5.0, 5.0]  # the second experiment has its own line now
+    assert run.left(["two"]) == []
+
+
+def test_every_experiment_is_made_of_legal_flags():
+    for name, lines in run.EXPERIMENTS.items():
+        for budget in ("cpu", *run.BUDGETS):
+            for flags in lines:
+                more = "" if budget == "cpu" else run.BUDGETS[budget].get(run.train.parse(flags.split()).dataset, "")
+                assert run.train.parse(f"{flags} {more}".split()).epochs >= 0, name

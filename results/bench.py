@@ -1,4 +1,4 @@
-"""How fast, and against what: python tests/bench.py [--json FILE] [--quick] [--only PART ...]
+"""How fast, and against what: python results/bench.py [--json FILE] [--quick] [--only PART ...]
 
 Every row but that of batches times its competitors interleaved in one process, round after round, and prints the median and the ratio of
 medians, so that what the machine does to one it does to all.  Competitors of a training step (H-SSL, batch in the row):
@@ -29,13 +29,15 @@ from torch import nn
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import checkpoint  # noqa: E402
+import launch  # noqa: E402
 import train  # noqa: E402
 from backbones import Head, MNISTNet, ResNet20  # noqa: E402
 from gconv import GConv, lift  # noqa: E402
 from groups import SCALES, Rotation, RotationScale, Scale, Translation, pairs, sample  # noqa: E402
 from losses import a_ssl, h_ssl, info_nce  # noqa: E402
 
-BF16 = any(torch.cpu.get_capabilities().get(k) for k in ("avx512_bf16", "amx_bf16"))
+BF16 = any(getattr(torch.cpu, "get_capabilities", dict)().get(k) for k in ("avx512_bf16", "amx_bf16"))
 AXES = {"trans": {}, "rot": dict(rotations=4), "scale": dict(scales=SCALES), "rotscale": dict(scales=SCALES, rotations=4)}
 
 
@@ -295,7 +297,7 @@ def peak_mib():
 
 def grown(name, kind, pipe):
     """Sends the MiB by which two steps let a fresh process grow."""
-    train.keep_freed_memory()
+    launch.keep_freed_memory()
     step = (lambda: nce(4096)) if name == "nce" else steps_of(MNISTNet(**AXES[name]), Head(128), group_of(name), 256, 29, 1)[kind]
     before = peak_mib()
     step(), step()
@@ -336,7 +338,7 @@ def part_processes(rows, quick):
             start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if i % 2 else []
             subprocess.run([sys.executable, *start, train.__file__, *flags, "--out", f"{folder}/{i}"], check=True, capture_output=True,
                            env=dict(os.environ, OMP_NUM_THREADS="1" if i % 2 else "2"))
-            first, last = [line for line in train.read_lines(f"{folder}/{i}/metrics.jsonl") if "step" in line]  # after 50 and 100 steps
+            first, last = [line for line in checkpoint.read_lines(f"{folder}/{i}/metrics.jsonl") if "step" in line]  # after 50 and 100 steps
             speed[list(speed)[i % 2]].append(512 * 50 / (last["seconds"] - first["seconds"]))
     speed = {name: statistics.median(values) for name, values in speed.items()}
     report(rows, dict(what="train.py with two processes against one, mnist scale, batch 512", images_per_second=speed,
@@ -350,7 +352,7 @@ def main():
     p.add_argument("--quick", action="store_true", help="fewer rounds, no full-width ResNet20")
     p.add_argument("--only", nargs="+", choices=parts, default=list(parts))
     args = p.parse_args()
-    train.keep_freed_memory()
+    launch.keep_freed_memory()
     torch.manual_seed(0)
     machine = dict(cpu=torch.cpu.get_capabilities().get("cpu_name"), threads=torch.get_num_threads(), bf16=BF16, torch=torch.__version__)
     print(machine)
