@@ -85,7 +85,7 @@ def parse(argv=None):
     add("--train-size", type=number(int, 2, 1e9), metavar="N", help="use only N training images, drawn by --seed (default all)")
     add("--test-size", type=number(int, 1, 1e9), metavar="N", help="use only N test images, the same for every seed (default all)")
     add("--image-size", type=number(int, 16, 1024), metavar="PX", help="pad with black, or crop, to this size (default: 29 for MNIST, 31 for the others)")
-    choice("--group", ("scale", "rot", "trans", "rotscale"), "the group G that is studied")
+    choice("--group", ("rot", "scale", "trans", "rotscale"), "the group G that is studied")
     choice("--loss", ("hssl", "assl", "hybrid", "supervised", "frozen"), "Eq. 3, Eq. 2, both at once (Appendix A), labels, or an untrained network")
     choice("--objective", ("infonce", "ntxent", "bilinear", "byol", "simsiam"), "how two views are compared: as Eq. 2 prints it, SimCLR's, DIM(L)'s, or without negatives")
     choice("--backbone", ("equivariant", "cnn", "mlp"), "cnn and mlp are Table 2's, without structure")
