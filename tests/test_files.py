@@ -11,12 +11,15 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-SIBLINGS = {"groups.py": [], "gconv.py": [], "data.py": [], "losses.py": ["groups.py"], "backbones.py": ["gconv.py", "groups.py"]}
+SIBLINGS = {"groups.py": [], "gconv.py": [], "data.py": [], "losses.py": ["groups.py"], "backbones.py": ["gconv.py", "groups.py"],
+            "checkpoint.py": []}
 TRY = {
     "groups.py": "from groups import Rotation; import torch; g = torch.tensor([1]); x = torch.rand(1, 1, 5, 5)\n"
                  "assert torch.equal(Rotation().T(Rotation().T(x, g), Rotation().inverse(g)), x)",
     "gconv.py": "from gconv import GConv; import torch\nassert GConv(1, 2, 7, rotations=4)(torch.rand(2, 1, 9, 9)).shape == (2, 2, 4, 3, 3)",
     "data.py": "import data\nassert data.load('mnist5k').test_x.shape == (1000, 1, 29, 29)",
+    "checkpoint.py": "import checkpoint, torch\nstate = dict(step=0, steps=1, model={'w': torch.ones(3)})\ncheckpoint.save('.', state, None)\n"
+                     "assert checkpoint.load('.', state)[0]['step'] == 0",
     "losses.py": "from losses import info_nce; import torch\nassert info_nce(torch.eye(3), torch.eye(3)) < 0",
     "backbones.py": "from backbones import MNISTNet; import torch\nassert MNISTNet(rotations=4)(torch.rand(1, 1, 29, 29)).shape == (1, 128, 4, 8, 8)",
 }
@@ -45,17 +48,45 @@ def test_readme_snippet_prints_what_it_says(tmp_path):
     assert expected and done.stdout.strip().split("\n") == [e.strip() for e in expected]
 
 
-def test_readme_names_no_file_that_is_not_there():
-    text = open(os.path.join(ROOT, "README.md")).read()
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
+@pytest.mark.parametrize("page", ["README.md", "results/README.md"])
+def test_links_and_anchors_lead_somewhere(page):
+    text = open(os.path.join(ROOT, page)).read()
+    headings = {re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in text.splitlines() if line.startswith("#")}
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = link.partition("#")
         if "://" not in link:
-            assert os.path.exists(os.path.join(ROOT, link)), link
+            assert os.path.exists(os.path.join(ROOT, os.path.dirname(page), path)), link
+            assert not anchor or anchor in headings, link
 
 
-@pytest.mark.parametrize("path", sorted(glob.glob(os.path.join(ROOT, "notebooks", "*.ipynb"))), ids=os.path.basename)
-def test_notebook_runs(path):
-    """From start to end in a fresh kernel; every claim in it is an assert.  Small enough to read on the web."""
-    assert os.path.getsize(path) < 600_000
+def test_tests_that_the_readme_names_are_there():
+    code = "".join(open(path).read() for path in glob.glob(os.path.join(ROOT, "tests", "test_*.py")))
+    named = re.findall(r"`(test_\w+)`", open(os.path.join(ROOT, "README.md")).read())
+    assert named and all(f"def {name}(" in code for name in named)
+
+
+def test_sizes_that_are_promised():
+    lines = lambda path: len(open(os.path.join(ROOT, path)).read().splitlines())
+    assert lines("README.md") <= 150
+    for path in glob.glob(os.path.join(ROOT, "*.py")):
+        assert lines(path) <= 380, path
+
+
+NOTEBOOKS = sorted(glob.glob(os.path.join(ROOT, "notebooks", "*.ipynb")))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=os.path.basename)
+def test_notebook_is_small_and_has_its_outputs(path):
     notebook = nbformat.read(path, as_version=4)
+    assert os.path.getsize(path) < 600_000
     assert any(cell.get("outputs") for cell in notebook.cells), "committed with its outputs"
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": os.path.dirname(path)}}).execute()
+    longest = max(len(cell.source.splitlines()) for cell in notebook.cells if cell.cell_type == "code")
+    assert longest <= 20, "no code cell over 20 lines"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=os.path.basename)
+def test_notebook_runs(path):
+    """From start to end in a fresh kernel; every claim in it is an assert."""
+    notebook = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": os.path.dirname(path)}}).execute()

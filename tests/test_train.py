@@ -145,7 +145,7 @@ WRONG = {
     "zero temperature": (["--tau", "0"], "at least 0.0001"),
     "batch larger than the data": (["--batch-size", "9999"], "take 4000"),
     "train size larger than the data": (["--train-size", "99999"], "has 4000"),
-    "base size": (["--base-size", "6"], "1 … 5"),
+    "base size": (["--base-size", "4"], "1 … 3"),
     "base size of a patch": (["--group", "trans", "--base-size", "63"], "49"),
     "no pair that near": (["--group", "trans", "--max-distance", "0.5"], "nearest are 1 apart"),
     "distance without hssl": (["--loss", "assl", "--max-distance", "3"], "--max-distance"),
