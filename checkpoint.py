@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import subprocess
 import sys
 import zipfile
 
@@ -63,6 +64,13 @@ def read_lines(path):
         with contextlib.suppress(ValueError, RecursionError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]
+
+
+def code_version():
+    """The git commit of this file, with -dirty if a tracked file is changed; None outside a checkout."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=os.path.dirname(os.path.abspath(__file__)),
+                              capture_output=True, text=True, timeout=10).stdout.strip() or None
 
 
 def open_run(folder, config, resume, **more):

@@ -5,8 +5,10 @@ Needs two siblings: checkpoint.py and data.py (for their exceptions).
     rank, world, device = start_processes()            # alone, or under torchrun
     images = rank0_first(load, rank, device) or load() # what only one process may do, or must do first
     with note_signals() as noted: ...                  # SIGTERM and Ctrl-C set noted["signal"]
+    Parser, number                                     # argparse, with its complaints as one UsageError
     sys.exit(command(main, "train.py"))                # the exit status: 0, or 2 after one line on stderr
 """
+import argparse
 import contextlib
 import ctypes
 import datetime
@@ -96,6 +98,24 @@ def note_signals():
 
 
 # ---------------------------------------------------------------- what the user is told
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UsageError(f"{message} (python {self.prog} --help lists the flags)")
+
+
+def number(kind, low, high, above=False):
+    """An argparse type: an int or float in low … high; above: more than low."""
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a {'whole ' if kind is int else ''}number, not {text!r}") from None
+        if not low <= value <= high or above and value == low:
+            raise argparse.ArgumentTypeError(f"must be {'more than' if above else 'at least'} {low:g} and at most {high:g}, not {text}")
+        return value
+    return convert
+
+
 def say(text, stream="stdout", end="\n"):
     """Print at once.  A stream that is full or that nobody reads must not end a run: what can't be written is dropped."""
     file = getattr(sys, stream)

@@ -12,7 +12,6 @@ Read-outs, in per cent of test images; the network is frozen, and every image is
     moved    the same layer, on test images changed by a random T_g: it keeps `fiber` only if f is invariant at g0
 Distances: `losses.distances`.
 """
-import argparse
 import json
 import os
 import sys
@@ -194,7 +193,7 @@ def draw_curves(folder):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p = launch.Parser(description=__doc__.split("\n\n")[0])
     p.add_argument("run", help="a run folder of train.py")
     p.add_argument("--data-dir", default="data", help="where the images are (default data)")
     args = p.parse_args(argv)

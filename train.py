@@ -22,7 +22,6 @@ import hashlib
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 
@@ -58,65 +57,50 @@ defaults of --epochs, --batch-size, --lr, --warmup-epochs, --width
 NOT_CONFIG = ("out", "resume", "data_dir", "checkpoint_minutes", "probe_epochs")  # may differ when a run goes on
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UsageError(f"{message} (python train.py --help lists the flags)")
-
-
-def number(kind, low, high, above=False):
-    """An argparse type: an int or float in low … high; above: more than low."""
-    def convert(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a {'whole ' if kind is int else ''}number, not {text!r}") from None
-        if not low <= value <= high or above and value == low:
-            raise argparse.ArgumentTypeError(f"must be {'more than' if above else 'at least'} {low:g} and at most {high:g}, not {text}")
-        return value
-    return convert
-
-
 def parse(argv=None):
     """The command line → a namespace, presets filled in.  Raises UsageError."""
-    p = Parser(description=__doc__.split("\n\n")[0], epilog=EXAMPLES, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = launch.Parser(description=__doc__.split("\n\n")[0], epilog=EXAMPLES, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, choice = p.add_argument, lambda name, values, text: p.add_argument(name, choices=values, default=values[0], help=f"{text} (default {values[0]})")
     choice("--dataset", list(PRESETS), "which images; mnist5k needs no download")
     add("--data-dir", default="data", help="where the images are, or where they are downloaded to (default data)")
-    add("--train-size", type=number(int, 2, 1e9), metavar="N", help="use only N training images, drawn by --seed (default all)")
-    add("--test-size", type=number(int, 1, 1e9), metavar="N", help="use only N test images, the same for every seed (default all)")
-    add("--image-size", type=number(int, 16, 1024), metavar="PX", help="pad with black, or crop, to this size (default: 29 for MNIST, 31 for the others)")
+    add("--train-size", type=launch.number(int, 2, 1e9), metavar="N", help="use only N training images, drawn by --seed (default all)")
+    add("--test-size", type=launch.number(int, 1, 1e9), metavar="N", help="use only N test images, the same for every seed (default all)")
+    add("--image-size", type=launch.number(int, 16, 1024), metavar="PX", help="pad with black, or crop, to this size (default: 29 for MNIST, 31 for the others)")
     choice("--group", ("rot", "scale", "trans", "rotscale"), "the group G that is studied")
     choice("--loss", ("hssl", "assl", "hybrid", "supervised", "frozen"), "Eq. 3, Eq. 2, both at once (Appendix A), labels, or an untrained network")
     choice("--objective", ("infonce", "ntxent", "bilinear", "byol", "simsiam"), "how two views are compared: as Eq. 2 prints it, SimCLR's, DIM(L)'s, or without negatives")
     choice("--backbone", ("equivariant", "cnn", "mlp"), "cnn and mlp are Table 2's, without structure")
-    add("--epochs", type=number(int, 0, 1e6), help="passes over the training images")
-    add("--batch-size", type=number(int, 2, 1e6), help="images in a step, of all processes together")
-    add("--lr", type=number(float, 0, 1e6), help="base learning rate; the peak rate is lr * batch size / 256, and is printed")
-    add("--warmup-epochs", type=number(float, 0, 1e6), help="epochs of linear warm-up before the cosine")
-    add("--weight-decay", type=number(float, 0, 1e6), default=1e-4, help="for weights, never for biases and norms (default 1e-4)")
-    add("--tau", type=number(float, 1e-4, 1e4), default=0.1, help="temperature (default 0.1)")
-    add("--base-size", type=number(int, 1, 10000), default=1, metavar="N", help="|g0|, the fibers in a bundle; |G| with --loss assl is SimCLR (default 1)")
-    add("--max-distance", type=number(float, 0, 1e9), metavar="D", help="largest distance between the two bundles of a pair, for hssl and hybrid (default: any)")
+    add("--epochs", type=launch.number(int, 0, 1e6), help="passes over the training images")
+    add("--batch-size", type=launch.number(int, 2, 1e6), help="images in a step, of all processes together")
+    add("--lr", type=launch.number(float, 0, 1e6), help="base learning rate; the peak rate is lr * batch size / 256, and is printed")
+    add("--warmup-epochs", type=launch.number(float, 0, 1e6), help="epochs of linear warm-up before the cosine")
+    add("--weight-decay", type=launch.number(float, 0, 1e6), default=1e-4, help="for weights, never for biases and norms (default 1e-4)")
+    add("--tau", type=launch.number(float, 1e-4, 1e4), default=0.1, help="temperature (default 0.1)")
+    add("--base-size", type=launch.number(int, 1, 10000), default=1, metavar="N", help="|g0|, the fibers in a bundle; |G| with --loss assl is SimCLR (default 1)")
+    add("--max-distance", type=launch.number(float, 0, 1e9), metavar="D", help="largest distance between the two bundles of a pair, for hssl and hybrid (default: any)")
     choice("--distance", ("euclidean", "topological"), "which distance; euclidean is squared")
-    add("--strength", type=number(float, 0, 0.5), default=0.2, help="largest shift of A-SSL, as a part of the image size (default 0.2)")
-    add("--functions", type=number(int, 1, 11), metavar="N", help="basis functions of the first layer along each axis (default: 11 for MNIST, 7 for the others)")
+    add("--strength", type=launch.number(float, 0, 0.5), default=0.2, help="largest shift of A-SSL, as a part of the image size (default 0.2)")
+    add("--functions", type=launch.number(int, 1, 11), metavar="N", help="basis functions of the first layer along each axis (default: 11 for MNIST, 7 for the others)")
     choice("--pool", ("mean", "max"), "how fibers are read off space")
-    add("--epsilon", type=number(float, 0, 100), default=0.0, help="break the equivariance: change each element's coefficients by epsilon * |w| (default 0)")
+    add("--epsilon", type=launch.number(float, 0, 100), default=0.0, help="break the equivariance: change each element's coefficients by epsilon * |w| (default 0)")
     add("--unfed", action="store_true", help="leave the BatchNorm of an untrained network at mean 0 and variance 1 when it is probed")
-    add("--width", type=number(float, 0, 16, above=True), help="multiplies every number of channels")
+    add("--width", type=launch.number(float, 0, 16, above=True), help="multiplies every number of channels")
     choice("--amp", ("auto", "bf16", "fp16", "off"), "mixed precision; auto: where the hardware has it")
-    add("--seed", type=number(int, 0, 2 ** 31 - 1), default=0, help="of the weights, the batches, the group elements and --train-size (default 0)")
+    add("--seed", type=launch.number(int, 0, 2 ** 31 - 1), default=0, help="of the weights, the batches, the group elements and --train-size (default 0)")
     add("--out", help="the run's folder (default runs/DATASET-GROUP-LOSS-BACKBONE-seedSEED)")
-    add("--checkpoint-minutes", type=number(float, 0, 1e9), default=10, metavar="M", help="save at every epoch's end and after M minutes (default 10)")
-    add("--probe-epochs", type=number(int, 1, 1e6), metavar="N", help="also write the read-outs into metrics.jsonl every N epochs (default never)")
+    add("--checkpoint-minutes", type=launch.number(float, 0, 1e9), default=10, metavar="M", help="save at every epoch's end and after M minutes (default 10)")
+    add("--probe-epochs", type=launch.number(int, 1, 1e6), metavar="N", help="also write the read-outs into metrics.jsonl every N epochs (default never)")
     add("--resume", action="store_true", help="go on with the run in --out")
     args = p.parse_args(argv)
     for name, value in PRESETS[args.dataset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.epochs *= args.loss != "frozen"
-    if args.max_distance is not None and args.loss not in ("hssl", "hybrid"):
-        raise UsageError("--max-distance is about the two bundles of H-SSL: leave it out, or take --loss hssl")
+    given = lambda name: getattr(args, name) != p.get_default(name)
+    for name, used in (("max_distance", args.loss in ("hssl", "hybrid")), ("strength", args.group == "trans" and args.loss in ("assl", "frozen")),
+                       ("unfed", args.loss == "frozen"), *((name, args.backbone == "equivariant") for name in ("functions", "pool", "epsilon"))):
+        if given(name) and not used:
+            raise UsageError(f"--{name.replace('_', '-')} has no meaning for --group {args.group} --loss {args.loss} --backbone {args.backbone}: leave it out")
     args.out = args.out or os.path.join("runs", f"{args.dataset}-{args.group}-{args.loss}-{args.backbone}-seed{args.seed}")
     return args
 
@@ -250,7 +234,7 @@ def main(argv=None):
     momentum = [optimizer.state[p]["v"] for group in optimizer.param_groups for p in group["params"]]  # the shape of each p
     state = lambda: dict(config=json.dumps(config_of(args)), images=pixels, step=step, steps=steps, seconds=seconds, cpu=cpu + time.process_time(),
                          model=model.state_dict(), momentum=momentum, scaler=scaler.state_dict())
-    lock = launch.rank0_first(lambda: checkpoint.open_run(args.out, config_of(args), args.resume, argv=sys.argv, code=code_version(), torch=torch.__version__), rank, device)
+    lock = launch.rank0_first(lambda: checkpoint.open_run(args.out, config_of(args), args.resume, argv=sys.argv, code=checkpoint.code_version(), torch=torch.__version__), rank, device)
     if args.resume:
         saved, good = checkpoint.load(args.out, state())
         if saved:
@@ -322,7 +306,7 @@ def main(argv=None):
     result = probe.evaluate(model.f, model.classifier, model.draws, images, device, dtype, args.seed, quiet=False, feed=not args.unfed)
     result |= dict(parameters=sum(p.numel() for p in model.f.parameters()), train_seconds=round(seconds, 2), cpu_seconds=round((cpu + time.process_time()) * world, 1),
                    images_per_second=round(steps * args.batch_size / seconds, 1) if seconds else None, processes=world,
-                   threads=torch.get_num_threads(), code=code_version(), torch=torch.__version__, **config_of(args))
+                   threads=torch.get_num_threads(), code=checkpoint.code_version(), torch=torch.__version__, **config_of(args))
     with checkpoint.atomic_write(os.path.join(args.out, "result.json")) as file:
         json.dump(result, file, indent=1)
     launch.say(f"{probe.report(result)}\ntrained {seconds:.0f} s   {args.out}")
@@ -361,16 +345,9 @@ def open_log(args, step):
     path = os.path.join(args.out, "metrics.jsonl")
     kept = [row for row in checkpoint.read_lines(path)[1:] if isinstance(row.get("step"), int) and row["step"] <= step]
     with checkpoint.atomic_write(path) as file:
-        for row in [dict(argv=sys.argv, code=code_version(), config=config_of(args)), *kept]:
+        for row in [dict(argv=sys.argv, code=checkpoint.code_version(), config=config_of(args)), *kept]:
             file.write(json.dumps(row) + "\n")
     return open(path, "a")
-
-
-def code_version():
-    """The git commit of this file, with -dirty if a tracked file is changed; None outside a checkout."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=os.path.dirname(os.path.abspath(__file__)),
-                              capture_output=True, text=True, timeout=10).stdout.strip() or None
 
 
 if __name__ == "__main__":

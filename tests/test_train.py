@@ -149,6 +149,8 @@ WRONG = {
     "base size of a patch": (["--group", "trans", "--base-size", "63"], "49"),
     "no pair that near": (["--group", "trans", "--max-distance", "0.5"], "nearest are 1 apart"),
     "distance without hssl": (["--loss", "assl", "--max-distance", "3"], "--max-distance"),
+    "a flag without effect": (["--backbone", "mlp", "--pool", "max"], "--pool has no meaning"),
+    "strength without translation": (["--loss", "assl", "--strength", "0.1"], "--strength has no meaning"),
     "no such network": (["--backbone", "cnn", "--group", "rot"], "--group scale"),
     "no such folder": (["--dataset", "folder", "--data-dir", "nowhere"], "--data-dir wants"),
     "no Tiny ImageNet": (["--dataset", "tiny-imagenet", "--data-dir", "nowhere"], "wnids.txt"),
