@@ -8,20 +8,24 @@ Needs two siblings: gconv.py, and groups.py (for the list of scales).
     z = f(torch.rand(2, 1, 29, 29))                            # (2, 128, 4, 8, 8) = (B, C, G, H', W')
     f(torch.rand(2, 1, 29, 29), torch.tensor([[0, 3], [1, 1]]))  # (2, 128, 2, 8, 8): two elements of each image
 
-Every backbone is called as f(x, elements=None): images (B, C_in, H, W) and, if only some elements of the
-lifted axis are wanted, their numbers (B, n).  It returns z (B, C, G, H', W'), or n in the place of G.
+Every backbone is called as f(x): images (B, C_in, H, W) → z (B, C, G, H', W').  Where only some elements of the lifted axis
+are wanted, and f is `independent`, as f(x, elements): their numbers (B, n) → z (B, C, n, H', W').
 Attributes: `order` = G, `channels` = C, `stride` = pixels between two positions of z, `independent` = whether fewer
-elements cost less, `pool` = how fibers are read off space ("mean" as the paper, or "max"; see groups.fibers).
+elements cost less, `pool` = how fibers are read off space ("mean" as the paper, or "max"; see groups.fibers), `geometry` =
+(kernel, stride, padding) of the convolutions that an image passes through, from which `legal_sizes` follow.
 
-Input sizes (see README, "What is exact"): MNIST 29 px, CIFAR-10 and Tiny ImageNet 31 px.  With these every
-stride lands alike on the image and on the turned image, and z has the shapes that the paper states.
+Input sizes: MNIST 29 px, CIFAR-10 and Tiny ImageNet 31 px.  With these every stride takes the same positions from the
+image and from the turned image (README, "What is exact"), and z has the shapes that the paper states.
 """
+import functools
 import math
 import warnings
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gconv import GConv, PointwiseGConv, lift, unlift
 from groups import SCALES
@@ -43,22 +47,25 @@ class MNISTNet(nn.Module):
     """Three group convolutions, each with BatchNorm and ReLU: 29 × 29 px → z (B, 128·width, G, 8, 8).
 
     functions: of the basis of the first layer, along each axis.  The paper's 11 on 11 pixels reach past their support at
-    the larger scales and are cut there; 3 are not.  pool: "mean" (the paper) or "max"."""
+    the larger scales and are cut there; 3 are not.  pool: "mean" (the paper) or "max".  conv: the class of the layers."""
 
-    def __init__(self, scales=(1.0,), rotations=1, width=1.0, c_in=1, extent=1, normalise=nn.Identity(), functions=11, pool="mean"):
+    geometry = ((11, 1, 5), (7, 2, 3), (7, 2, 3))
+
+    def __init__(self, scales=(1.0,), rotations=1, width=1.0, c_in=1, extent=1, normalise=nn.Identity(), functions=11, pool="mean",
+                 conv=GConv):
         super().__init__()
-        self.pool = pool
-        self.normalise = normalise
+        self.pool, self.rotations, self.normalise = pool, rotations, normalise
         c1, c2, c3 = (scaled(c, width) for c in (32, 64, 128))
         group = dict(scales=scales, rotations=rotations)
         self.convs = nn.ModuleList([
-            GConv(c_in, c1, 11, functions, stride=1, padding=5, **group),
-            GConv(c1, c2, 7, 3, stride=2, padding=3, extent=extent, **group),
-            GConv(c2, c3, 7, 3, stride=2, padding=3, extent=extent, **group)])
+            conv(c_in, c1, 11, functions, stride=1, padding=5, **group),
+            conv(c1, c2, 7, 3, stride=2, padding=3, extent=extent, **group),
+            conv(c2, c3, 7, 3, stride=2, padding=3, extent=extent, **group)])
         self.norms = nn.ModuleList([nn.BatchNorm2d(c) for c in (c1, c2, c3)])
         self.order, self.channels, self.stride, self.independent = len(scales) * rotations, c3, 4, extent == 1
 
     def forward(self, x, elements=None):
+        warn_if_inexact(self, x.shape[-1])
         y, counts, back = lift(self.normalise(x), elements, self.order)  # (N, C_in, 29, 29), N = B·n
         for conv, norm in zip(self.convs, self.norms):
             y = F.relu(norm(conv(y, counts)), inplace=True)  # (N, 32, 29, 29), (N, 64, 15, 15), (N, 128, 8, 8)
@@ -68,11 +75,11 @@ class MNISTNet(nn.Module):
 class BasicBlock(nn.Module):
     """Pre-activation residual block with two 7 × 7 (effective 3) group convolutions (SESN, models/stl_ses.py)."""
 
-    def __init__(self, c_in, c_out, stride, extent=1, **group):
+    def __init__(self, c_in, c_out, stride, conv=GConv, **group):
         super().__init__()
         self.norm1, self.norm2 = nn.BatchNorm2d(c_in), nn.BatchNorm2d(c_out)
-        self.conv1 = GConv(c_in, c_out, 7, 3, stride=stride, padding=3, extent=extent, **group)
-        self.conv2 = GConv(c_out, c_out, 7, 3, stride=1, padding=3, extent=extent, **group)
+        self.conv1 = conv(c_in, c_out, 7, 3, stride=stride, padding=3, **group)
+        self.conv2 = conv(c_out, c_out, 7, 3, stride=1, padding=3, **group)
         self.shortcut = None if c_in == c_out and stride == 1 else PointwiseGConv(c_in, c_out, stride)
 
     def forward(self, y, counts):
@@ -92,25 +99,26 @@ class ResNet20(nn.Module):
     """
 
     def __init__(self, kind="cifar10", scales=(1.0,), rotations=1, width=1.0, c_in=3, extent=1, normalise=nn.Identity(),
-                 functions=7, pool="mean"):
+                 functions=7, pool="mean", conv=GConv):
         super().__init__()
-        self.pool = pool
-        self.normalise = normalise
+        self.pool, self.rotations, self.normalise = pool, rotations, normalise
         outputs, strides, blocks = {"cifar10": ((128, 256, 512), (1, 2, 2), 3),
                                     "tiny-imagenet": ((64, 128, 256, 512), (1, 2, 2, 2), 2)}[kind]
         group = dict(scales=scales, rotations=rotations)
         c = scaled(64, width)
         c0 = max(9, scaled(9, width))  # nine, however narrow the rest
-        self.lifting = GConv(c_in, c0, 7, functions, stride=1, padding=0, **group)  # 31 → 25
-        self.conv = GConv(c0, c, 7, 3, stride=1, padding=3, extent=extent, **group)
+        self.geometry = ((7, 1, 0), *((7, s, 3) for s in strides))  # the others keep the size
+        self.lifting = conv(c_in, c0, 7, functions, stride=1, padding=0, **group)  # 31 → 25
+        self.conv = conv(c0, c, 7, 3, stride=1, padding=3, extent=extent, **group)
         self.norm, self.blocks = nn.BatchNorm2d(c), nn.ModuleList()
         for c_out, stride in zip((scaled(o, width) for o in outputs), strides):
             for b in range(blocks):
-                self.blocks.append(BasicBlock(c, c_out, stride if b == 0 else 1, extent, **group))
+                self.blocks.append(BasicBlock(c, c_out, stride if b == 0 else 1, conv, extent=extent, **group))
                 c = c_out
         self.order, self.channels, self.stride, self.independent = len(scales) * rotations, c, math.prod(strides), extent == 1
 
     def forward(self, x, elements=None):
+        warn_if_inexact(self, x.shape[-1])
         y, counts, back = lift(self.normalise(x), elements, self.order)  # (N, C_in, 31, 31), N = B·n
         y = self.conv(self.lifting(y, counts), counts)  # (N, 64, 25, 25)
         y = F.relu(self.norm(y), inplace=True)
@@ -119,21 +127,47 @@ class ResNet20(nn.Module):
         return unlift(y, back, self.order if elements is None else elements.shape[1])  # (B, C, n, H', W')
 
 
+@functools.lru_cache(maxsize=None)
+def legal_sizes(geometry):
+    """Image sizes up to 1024 px that pass through all layers → {size: whether every stride is exact}.
+
+    geometry: (kernel, stride, padding) of each layer.  A stride is exact on n positions if it divides n + 2·padding - kernel:
+    it then takes the same positions from the image and from the turned image."""
+    sizes = {}
+    for size in range(1, 1025):
+        n, exact = size, True
+        for kernel, stride, padding in geometry:
+            n, rest = divmod(n + 2 * padding - kernel, stride)
+            n, exact = n + 1, exact and rest == 0
+        if n >= 1:
+            sizes[size] = exact
+    return sizes
+
+
+def warn_if_inexact(f, size):
+    """Warn (Python shows it once) that turned filters are not exact at this image size, with the nearest sizes at which they are."""
+    sizes = legal_sizes(f.geometry)
+    if f.rotations > 1 and not sizes.get(size, True):
+        near = sorted((n for n in sizes if sizes[n]), key=lambda n: abs(n - size))[:2]
+        warnings.warn(f"{size} px breaks rotation equivariance, as a stride takes other positions from the turned image: the nearest "
+                      f"sizes that are exact for the whole network are {min(near)} and {max(near)} px", stacklevel=3)
+
+
 # ---------------------------------------------------------------- Table 2: no structure
 class MLP(nn.Module):
-    """Fully connected 784, 1024, 2048, read as 16 'fibers' of 128: z (B, 128, 16, 1, 1).  No group acts on it."""
+    """Fully connected 784, 1024, 2048 (times the width), read as 16 'fibers' of 128: z (B, 128, 16, 1, 1).  No group acts on it."""
 
-    independent, order, channels, stride, pool = False, 16, 128, 1, "mean"
+    independent, order, stride, pool, geometry = False, 16, 1, "mean", ()
 
-    def __init__(self, pixels, normalise=nn.Identity()):
+    def __init__(self, pixels, normalise=nn.Identity(), width=1.0):
         super().__init__()
-        sizes = (pixels, 784, 1024, 2048)
+        self.channels = scaled(128, width)
+        sizes = (pixels, scaled(784, width), scaled(1024, width), 16 * self.channels)
         self.layers = nn.Sequential(normalise, nn.Flatten(), *(
             layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU())))
 
-    def forward(self, x, elements=None):
-        z = self.layers(x).unflatten(1, (16, 128)).transpose(1, 2)[..., None, None]  # (B, 128, 16, 1, 1)
-        return z if elements is None else take(z, elements)
+    def forward(self, x):
+        return self.layers(x).unflatten(1, (16, self.channels)).transpose(1, 2)[..., None, None]  # (B, 128, 16, 1, 1)
 
 
 class CNN(nn.Module):
@@ -145,38 +179,23 @@ class CNN(nn.Module):
 
     def __init__(self, kind="mnist", width=1.0, c_in=1, normalise=nn.Identity()):
         super().__init__()
-        # The same network on the trivial group, six times as wide, with effective size = kernel size:
-        # its basis is then complete, so every k × k kernel is within reach.
-        self.net = (MNISTNet(width=6 * width, c_in=c_in, normalise=normalise) if kind == "mnist" else
-                    ResNet20(kind, width=6 * width, c_in=c_in, normalise=normalise))
-        for module in self.net.modules():
-            for name, child in module.named_children():
-                if isinstance(child, GConv):
-                    setattr(module, name, plain_conv(child))
-        self.channels, self.stride = self.net.channels // 6, self.net.stride
+        # the same network on the trivial group, six times as wide, with every pixel of its kernels free
+        self.net = (MNISTNet(width=6 * width, c_in=c_in, normalise=normalise, conv=PlainConv) if kind == "mnist" else
+                    ResNet20(kind, width=6 * width, c_in=c_in, normalise=normalise, conv=PlainConv))
+        self.channels, self.stride, self.geometry = self.net.channels // 6, self.net.stride, self.net.geometry
 
-    def forward(self, x, elements=None):
-        z = self.net(x)[:, :, 0].unflatten(1, (6, self.channels)).transpose(1, 2)  # (B, C, 6, H', W')
-        return z if elements is None else take(z, elements)
+    def forward(self, x):
+        return self.net(x)[:, :, 0].unflatten(1, (6, self.channels)).transpose(1, 2)  # (B, C, 6, H', W')
 
 
 class PlainConv(nn.Conv2d):
-    """An ordinary convolution that takes, and ignores, GConv's `counts`."""
+    """An ordinary convolution with GConv's arguments: a basis, a group and `counts` are taken and ignored."""
+
+    def __init__(self, c_in, c_out, kernel_size, effective_size=None, stride=1, padding=0, **group):
+        super().__init__(c_in, c_out, kernel_size, stride, padding, bias=False)
 
     def forward(self, y, counts=None):
-        return super().forward(y)
-
-
-def plain_conv(gconv):
-    """The fully parameterised counterpart of a GConv, same sizes: every pixel of the kernel is free."""
-    c_out, _, c_in = gconv.weight.shape[:3]
-    return PlainConv(c_in, c_out, gconv.kernel_size, gconv.stride, gconv.padding, bias=False)
-
-
-def take(z, elements):
-    """z at the asked elements: z (B, C, G, H', W'), elements (B, n) → (B, C, n, H', W')."""
-    b = torch.arange(len(z), device=z.device)[:, None]  # (B, 1)
-    return z.transpose(1, 2)[b, elements].transpose(1, 2)
+        return super().forward(y)  # (N, C_out, H', W')
 
 
 # ---------------------------------------------------------------- head and classifiers
@@ -206,22 +225,22 @@ class MNISTClassifier(nn.Module):
 
     Detached, only the linear layer learns ("a detached linear classifier") and the convolution keeps its random
     weights; attached (supervised), both learn.  This reading gives the paper's frozen accuracies, see README.
-    Where z has no space left to convolve (the MLP) there is only the linear layer.  structured=False: c counts all of z."""
+    Images of more than 32 px leave several positions, whose mean is taken.  convolve=False: only the linear layer (the MLP's z
+    has no space).  structured=False: c counts all of z."""
 
-    def __init__(self, c, classes, scales=(1.0,), rotations=1, positions=8, structured=True):
+    def __init__(self, c, classes, scales=(1.0,), rotations=1, convolve=True, structured=True):
         super().__init__()
-        self.structured = structured
-        self.conv = GConv(c, c, 7, 3, scales=scales, rotations=rotations, stride=2) if positions >= 7 else None
+        self.structured, self.geometry = structured, ((7, 2, 0),) if convolve else ()
+        self.conv = GConv(c, c, 7, 3, scales=scales, rotations=rotations, stride=2) if convolve else None
         self.linear = nn.Linear(c, classes)
 
     def features(self, z):
         """z (B, C, G, 8, 8) → (B, c), what the linear layer sees."""
         z = z if self.structured else as_channels(z)  # (B, C, G, 8, 8) or (B, G·C, 1, 8, 8)
-        if self.conv is not None:
-            with warnings.catch_warnings():  # 8 - 7 is odd, so the paper's own layer is not exactly invariant to turns
-                warnings.simplefilter("ignore")
-                z = self.conv(z)  # (B, C, G, 1, 1)
-        return z.amax(2).flatten(1)
+        if self.conv is not None:  # folded, so without a warning: 8 - 7 is odd, the paper's own layer is not exactly invariant
+            y = self.conv(z.permute(2, 0, 1, 3, 4).flatten(0, 1), [len(z)] * z.shape[2])  # (G·B, c, 1, 1)
+            z = unlift(y, None, z.shape[2])  # (B, c, G, 1, 1)
+        return z.amax(2).mean((-2, -1))  # (B, c)
 
     def forward(self, z):
         return self.linear(self.features(z))  # (B, classes)
@@ -232,7 +251,7 @@ class ResNetClassifier(nn.Module):
 
     def __init__(self, c, classes, structured=True):
         super().__init__()
-        self.structured = structured
+        self.structured, self.geometry = structured, ()
         self.norm, self.linear = nn.BatchNorm2d(c), nn.Linear(c, classes)
 
     def features(self, z):
@@ -251,28 +270,31 @@ def build(kind, group, backbone="equivariant", width=1.0, classes=10, size=29, c
 
     kind "mnist" | "cifar10" | "tiny-imagenet"; group "trans" | "rot" | "scale" | "rotscale"; backbone "equivariant" |
     "cnn" | "mlp"; size, c_in, mean, std: of the images; base_size: |g0|, by which h's input grows; functions, pool: see
-    MNISTNet (None: the paper's).  Raises ValueError where Table 2 has no such network."""
+    MNISTNet (None: the paper's).  Raises ValueError where Table 2 has no such network, or the images are too small for it."""
     axis = dict(scales=SCALES if "scale" in group else (1.0,), rotations=4 if group.startswith("rot") else 1)
-    inside = dict(c_in=c_in, normalise=Normalise(mean, std))
-    choices = dict(pool=pool) if functions is None else dict(pool=pool, functions=functions)
+    inside = dict(width=width, normalise=Normalise(mean, std))
+    choices = dict(c_in=c_in, pool=pool, extent=extent, **axis, **({} if functions is None else dict(functions=functions)))
     structured = backbone == "equivariant"
-    if structured and kind == "mnist":
-        f = MNISTNet(width=width, extent=extent, **axis, **inside, **choices)
-    elif structured:
-        f = ResNet20(kind, width=width, extent=extent, **axis, **inside, **choices)
+    if structured:
+        f = MNISTNet(**inside, **choices) if kind == "mnist" else ResNet20(kind, **inside, **choices)
     elif backbone == "mlp":
-        f = MLP(c_in * size * size, inside["normalise"])
+        f = MLP(c_in * size * size, **inside)
     elif group == "scale":
-        f = CNN(kind, width=width, **inside)
+        f = CNN(kind, c_in=c_in, **inside)
     else:
         raise ValueError("the backbone 'cnn' emulates six scales: it goes with --group scale")
     read = dict(c=f.channels, **axis) if structured else dict(c=f.order * f.channels)  # without structure: all of z
     if kind == "mnist" or backbone == "mlp":
         h = Head(base_size * f.channels, [scaled(128, width)] * 3)
-        classifier = MNISTClassifier(classes=classes, positions=1 if backbone == "mlp" else math.ceil(size / 4), structured=structured, **read)
+        classifier = MNISTClassifier(classes=classes, convolve=backbone != "mlp", structured=structured, **read)
     else:
         h = Head(base_size * f.channels, [scaled(c, width) for c in (512, 2048, 512)], norm_input=True)
         classifier = ResNetClassifier(read["c"], classes, structured)
+    sizes = legal_sizes(f.geometry + classifier.geometry)
+    if size not in sizes:
+        exact = [f"{n}" for n in sizes if legal_sizes(f.geometry)[n]][:3]
+        raise ValueError(f"{size} px does not go through this network and its classifier: take {min(sizes)} … {max(sizes)} px "
+                         f"(strides are exact at {', '.join(exact)} … px)")
     return f, h, classifier
 
 
@@ -289,3 +311,60 @@ def perturb(f, epsilon, seed=0):
 def scaled(channels, width):
     """A number of channels times the width multiplier, at least one."""
     return max(1, round(channels * width))
+
+
+# ---------------------------------------------------------------- BatchNorm over all processes
+class SyncBatchNorm(_BatchNorm):
+    """BatchNorm over all processes' examples, for the CPU (torch's own needs a GPU): N processes then do what one does."""
+
+    def _check_input_dim(self, x):
+        pass
+
+    def forward(self, x):
+        """x (B, C, …), the same B on every process → the same shape and dtype; its buffers move as BatchNorm's do."""
+        if not (self.training and dist.is_initialized()):
+            return super().forward(x)
+        mean, variance = Moments.apply(x)  # (C,) twice
+        m, v, n = mean.detach(), variance.detach(), x.numel() // x.shape[1] * dist.get_world_size()  # (C,) twice, an int
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(m, self.momentum)  # (C,)
+        self.running_var.lerp_(v * n / (n - 1), self.momentum)  # (C,)
+        # torch's kernel takes m and v for constants: their gradients go through its weight w · 1 and its bias b + 0
+        weight = self.weight * ((v + self.eps) / (variance + self.eps)).sqrt()  # (C,)
+        bias = self.bias + self.weight * (m - mean) * (v + self.eps).rsqrt()  # (C,)
+        return F.batch_norm(x, m, v, weight, bias, False, 0.0, self.eps)  # (B, C, …)
+
+
+class Moments(torch.autograd.Function):
+    """Mean μ and variance σ² of all processes' x (B, C, …), (C,) each: ∂μ/∂x = 1/n and ∂σ²/∂x = 2·(x - μ)/n."""
+
+    @staticmethod
+    def forward(ctx, x):
+        zero = torch.zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))  # (C,)
+        here = torch.stack(torch.batch_norm_update_stats(x, zero, zero.clone(), 0.0))  # (2, C): this process's, in one fast kernel
+        ctx.world = dist.get_world_size()
+        everyone = [torch.empty_like(here) for _ in range(ctx.world)]
+        dist.all_gather(everyone, here)
+        means, variances = torch.stack(everyone, 1)  # (R, C) twice
+        mean = means.mean(0)  # (C,)
+        ctx.save_for_backward(x, mean)
+        return mean, (variances + (means - mean) ** 2).mean(0)  # (C,) twice
+
+    @staticmethod
+    def backward(ctx, dmean, dvariance):
+        x, mean = ctx.saved_tensors
+        d = torch.stack([2 * dvariance, dmean]) * (x.shape[1] / x.numel() / ctx.world)  # (2, C)
+        dist.all_reduce(d)
+        return F.batch_norm(x, mean, torch.ones_like(mean), *d, False, 0.0, 0.0)  # (x - μ)·2·dσ²/n + dμ/n: (B, C, …)
+
+
+def synchronise(module, but=None):
+    """Replace every BatchNorm inside the module by one over all processes, in place; leave the part `but` alone."""
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm) and child.weight.is_cuda:
+            setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+        elif isinstance(child, _BatchNorm):
+            child.__class__ = SyncBatchNorm  # the same weights, buffers and names
+        elif child is not but:
+            synchronise(child, but)
+    return module

@@ -71,36 +71,144 @@ def turn(w, r):
     return w
 
 
-@functools.lru_cache(maxsize=1024)
-def jet_matrix(basis_key, s, size, stride, padding, dtype, device):
-    """The filter bank of one axis as a banded matrix: row (i, n) is b_n centred on output i.
+# ---------------------------------------------------------------- Eq. 4
+class GConv(nn.Module):
+    """Eq. 4: z(g) = Σ_k Σ_i y_i(g·k) ψ_i(k), with ψ's functions turned and enlarged by g.
 
-    basis_key: the arguments of `hermite_gaussian`; s: the scale's place in the list.
-    (H'·e, H) with H' = (size + 2·padding - k)//stride + 1; outside the image is 0, as in any padded conv."""
-    b = hermite_gaussian(*basis_key)[s]  # (e, k_s)
-    e, k_s = b.shape
-    positions = (size + 2 * padding - basis_key[0]) // stride + 1
-    matrix = torch.zeros(positions, e, size, dtype=torch.float64)  # (H', e, H)
-    for i in range(positions):
-        first = i * stride - padding + (basis_key[0] - k_s) // 2  # a small support sits centred in k
-        lo, hi = max(first, 0), min(first + k_s, size)
-        matrix[i, :, lo:hi] = b[:, lo - first:hi - first]
-    return matrix.view(positions * e, size).to(dtype).to(device)
+    Lifts an image (B, C_in, H, W), or maps (B, C_in, G, H, W), to (B, C_out, G, H', W'), with
+    G = len(scales)·rotations and element g = (s, r) at place s·rotations + r.  Filters are made anew in every call, so
+    they are never older than the weights.
+
+    kernel_size   odd; the support at the largest scale
+    effective_size  e: orders 0 … e-1 in x and in y, e² coefficients for each pair of channels
+    scales        factors, none smaller than the one before it, (1.0,) for none
+    rotations     1 or 4 (quarter turns)
+    extent        how many neighbours k on the group axis a filter spans: 1 as SESN and the paper, up to |G|
+                  as Eq. 4 in full.  Along rotation it wraps; along scale it is cut at the last one.
+    Raises ValueError for sizes that make no sense.  With a stride, H + 2·padding - k must be a multiple of it,
+    or the turned image is sampled at other places: a layer called by itself warns, and names sizes that are right.
+    """
+
+    jets_above = 1000  # C_out·k², from which W·(B ∗ x) is the cheaper form
+
+    def __init__(self, c_in, c_out, kernel_size, effective_size=None, scales=(1.0,), rotations=1,
+                 stride=1, padding=0, bias=False, extent=1):
+        super().__init__()
+        if rotations not in (1, 4):
+            raise ValueError(f"rotations is 1 or 4, not {rotations}")
+        self.scales, self.rotations, self.order = tuple(scales), rotations, len(scales) * rotations
+        if not 1 <= extent <= self.order:
+            raise ValueError(f"extent is 1 … |G| = {self.order}, not {extent}")
+        self.kernel_size, self.effective_size = kernel_size, effective_size or kernel_size
+        self.stride, self.padding, self.extent = stride, padding, extent
+        self.basis_key = (kernel_size, self.effective_size, self.scales)
+        hermite_gaussian(*self.basis_key)  # says now, not at the first image, if the sizes are wrong
+        e = self.effective_size
+        self.weight = nn.Parameter(torch.empty(c_out, extent, c_in, e, e))
+        self.bias = nn.Parameter(torch.empty(c_out)) if bias else None  # one a channel, shared by all g
+        self.register_buffer("delta", None)  # backbones.perturb: a change of the coefficients that breaks equivariance on purpose
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        nn.init.normal_(self.weight, std=(2 / self.weight[0].numel()) ** 0.5)  # He et al.: closed form, instant
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def extra_repr(self):
+        extras = f", extent={self.extent}" if self.extent > 1 else ""
+        return (f"{self.weight.shape[2]}, {self.weight.shape[0]}, kernel_size={self.kernel_size}, "
+                f"effective_size={self.effective_size}, scales={self.scales}, rotations={self.rotations}, "
+                f"stride={self.stride}, padding={self.padding}{extras}")
+
+    def neighbours(self, g):
+        """The (k, g·k) that the filter at g looks at: offsets k < extent whose g·k is on the axis."""
+        s, r = divmod(g, self.rotations)
+        for k in range(self.extent):
+            ds, dr = divmod(k, self.rotations)
+            if s + ds < len(self.scales):
+                yield k, (s + ds) * self.rotations + (r + dr) % self.rotations
+
+    def coefficients(self, g):
+        """What multiplies the basis at element g: w turned, neighbours side by side: (C_out, n·C_in, e, e)."""
+        offsets = [k for k, _ in self.neighbours(g)]
+        w = turn(self.weight[:, offsets].flatten(1, 2), g % self.rotations)  # (C_out, n·C_in, e, e)
+        return w if self.delta is None else w + self.delta[g]
+
+    def kernel(self, g):
+        """W·B, the kernel at element g in pixels: (C_out, n·C_in, k_s, k_s)."""
+        b = hermite_gaussian(*self.basis_key)[g // self.rotations].to(self.weight)  # (e, k_s)
+        with torch.autocast(b.device.type, enabled=False):  # one rounding, at the convolution
+            return torch.einsum("oiab,ak,bl->oikl", self.coefficients(g), b, b)
+
+    def forward(self, y, counts=None):
+        """y (B, C_in, H, W) or (B, C_in, G, H, W) → (B, C_out, G, H', W').
+
+        With `counts`, y is folded: (N, C_in, H, W) sorted by element → (N, C_out, H', W')."""
+        if counts is None:
+            self.warn_if_inexact(y)
+            folded = y.repeat(self.order, 1, 1, 1) if y.dim() == 4 else y.permute(2, 0, 1, 3, 4).flatten(0, 1)  # (G·B, C_in, H, W)
+            return unlift(self(folded, [len(y)] * self.order), None, self.order)
+        height, width = y.shape[-2:]
+        if min(height, width) + 2 * self.padding < self.kernel_size:
+            raise ValueError(f"a {height} × {width} image is smaller than the kernel ({self.kernel_size}, padding {self.padding})")
+        if self.extent > 1 and len(set(counts)) > 1:
+            raise ValueError("a filter that spans several elements (extent > 1) needs all of them")
+        parts = [p.permute(0, 3, 1, 2) for p in channels_last(y).split(counts)]  # (counts[g], C_in, H, W) each
+        out = []
+        for g in range(self.order):
+            if counts[g]:
+                seen = [parts[h] for _, h in self.neighbours(g)]  # y(g·k), side by side: the sum over k is one over channels
+                w = self.mixer(g) if self.mixes(g) else self.kernel(g)
+                out.append(self.one(torch.cat(seen, 1) if len(seen) > 1 else seen[0], w, g))  # (counts[g], C_out, H', W')
+        return torch.cat(out) if len(out) > 1 else out[0]  # (N, C_out, H', W')
+
+    def one(self, y, w, g):
+        """The convolution at element g: y (N, n·C_in, H, W), w = kernel(g), or mixer(g) if mixes(g) → (N, C_out, H', W')."""
+        if self.mixes(g):
+            return self.mixed(y, w, g)
+        inner = self.padding - (self.kernel_size - w.shape[-1]) // 2  # padding for this scale's own support
+        if inner < 0:
+            y, inner = F.pad(y, [inner] * 4), 0  # (N, n·C_in, H + 2·inner, W + 2·inner)
+        if y.shape[1] == 1:  # torch takes one channel for channels first, which is half as fast: spell its strides out
+            y = y.contiguous().as_strided(y.shape, (y.shape[2] * y.shape[3], 1, y.shape[3], 1))  # (N, 1, H, W)
+        return F.conv2d(y, w, self.bias, self.stride, inner)  # (W·B) ∗ y: (N, C_out, H', W')
+
+    def warn_if_inexact(self, y):
+        """A layer by itself; a network checks the sizes of all its layers at once."""
+        rest = [(n + 2 * self.padding - self.kernel_size) % self.stride for n in y.shape[-2:]]
+        if self.rotations > 1 and any(rest):
+            good = ", ".join(sorted({f"{n - r} or {n - r + self.stride}" for n, r in zip(y.shape[-2:], rest) if r}))
+            warnings.warn(f"stride {self.stride} on a {y.shape[-2]} × {y.shape[-1]} map (kernel {self.kernel_size}, padding {self.padding}) "
+                          f"breaks rotation equivariance: (size + 2·padding - kernel) must be a multiple of the stride; "
+                          f"the nearest good sizes for this layer are {good}", stacklevel=3)
+
+    # ------------------------------------------------------------ the faster form: the same sums in another order
+    def mixes(self, g):
+        """Whether element g runs as W·(B ∗ y): where that is cheaper."""
+        k = hermite_gaussian(*self.basis_key)[g // self.rotations].shape[1]
+        return self.effective_size < k and self.weight.shape[0] * k * k > self.jets_above
+
+    def mixer(self, g):
+        """W, the coefficients at element g in the order of `jets`: (C_out, e²·n·C_in, 1, 1)."""
+        return self.coefficients(g).permute(0, 3, 2, 1).flatten(1)[..., None, None]
+
+    def mixed(self, y, w, g):
+        """W·(B ∗ y): y (N, n·C_in, H, W), w from `mixer` → (N, C_out, H', W')."""
+        return F.conv2d(jets(y, self.basis_key, g // self.rotations, self.stride, self.padding), w, self.bias)
 
 
-def jets(y, basis_key, s, stride, padding):
-    """B ∗ y: the e² Hermite coefficients ("jet") of every channel around every output position, at scale number s.
+class PointwiseGConv(nn.Conv2d):
+    """The 1 × 1 convolution for shortcuts: one matrix for all g, so it is equivariant to every group.
 
-    y (N, C, H, W) → (N, e²·C, H', W'), channels last in memory and in the order (b, a, C) of ψ_ab(y, x)."""
-    n, c, height, width = y.shape
-    key = (stride, padding, y.dtype, y.device)
-    rows = jet_matrix(basis_key, s, height, *key)  # (H'·e, H)
-    cols = jet_matrix(basis_key, s, width, *key)  # (W'·e, W)
-    e = basis_key[1]
-    y = torch.matmul(rows, channels_last(y).reshape(n, height, width * c))  # (N, H'·e, W·C)
-    y = y.view(-1, e, width, c).transpose(1, 2).reshape(-1, width, e * c)  # (N·H', W, e·C)
-    y = torch.matmul(cols, y).view(n, len(rows) // e, len(cols) // e, e * e * c)  # (N, H', W', e·e·C)
-    return y.permute(0, 3, 1, 2)  # (N, e²·C, H', W')
+    (B, C_in, G, H, W) → (B, C_out, G, H', W'), or folded (N, C_in, H, W) → (N, C_out, H', W')."""
+
+    def __init__(self, c_in, c_out, stride=1, bias=False):
+        super().__init__(c_in, c_out, 1, stride=stride, bias=bias)
+
+    def forward(self, y):
+        if y.dim() == 4:
+            return super().forward(y)
+        return unlift(super().forward(y.permute(2, 0, 1, 3, 4).flatten(0, 1)), None, y.shape[2])
 
 
 # ---------------------------------------------------------------- the group axis, folded into the batch
@@ -132,144 +240,34 @@ def channels_last(y):
     return y.permute(0, 2, 3, 1)
 
 
-class GConv(nn.Module):
-    """Eq. 4: z(g) = Σ_k Σ_i y_i(g·k) ψ_i(k), with ψ's functions turned and enlarged by g.
+# ---------------------------------------------------------------- the faster form
+@functools.lru_cache(maxsize=1024)
+def jet_matrix(basis_key, s, size, stride, padding, dtype, device):
+    """The filter bank of one axis as a banded matrix: row (i, n) is b_n centred on output i.
 
-    Lifts an image (B, C_in, H, W), or maps (B, C_in, G, H, W), to (B, C_out, G, H', W'), with
-    G = len(scales)·rotations and element g = (s, r) at place s·rotations + r.
-
-    kernel_size   odd; the support at the largest scale
-    effective_size  e: orders 0 … e-1 in x and in y, e² coefficients for each pair of channels
-    scales        factors, none smaller than the one before it, (1.0,) for none
-    rotations     1 or 4 (quarter turns)
-    extent        how many neighbours k on the group axis a filter spans: 1 as SESN and the paper, up to |G|
-                  as Eq. 4 in full.  Along rotation it wraps; along scale it is cut at the last one.
-    Raises ValueError for sizes that make no sense.  With a stride, H + 2·padding - k must be a multiple of it,
-    or the turned image is sampled at other places: a warning says so once, and names sizes that are right.
-    """
-
-    jets_above = 1000  # C_out·k², from which W·(B ∗ x) is the cheaper form
-
-    def __init__(self, c_in, c_out, kernel_size, effective_size=None, scales=(1.0,), rotations=1,
-                 stride=1, padding=0, bias=False, extent=1):
-        super().__init__()
-        if rotations not in (1, 4):
-            raise ValueError(f"rotations is 1 or 4, not {rotations}")
-        self.scales, self.rotations, self.order = tuple(scales), rotations, len(scales) * rotations
-        if not 1 <= extent <= self.order:
-            raise ValueError(f"extent is 1 … |G| = {self.order}, not {extent}")
-        self.kernel_size, self.effective_size = kernel_size, effective_size or kernel_size
-        self.stride, self.padding, self.extent = stride, padding, extent
-        self.basis_key = (kernel_size, self.effective_size, self.scales)
-        hermite_gaussian(*self.basis_key)  # says now, not at the first image, if the sizes are wrong
-        e = self.effective_size
-        self.weight = nn.Parameter(torch.empty(c_out, extent, c_in, e, e))
-        self.bias = nn.Parameter(torch.empty(c_out)) if bias else None  # one a channel, shared by all g
-        self.register_buffer("delta", None)  # backbones.perturb: a change of the coefficients that breaks equivariance on purpose
-        self.reset_parameters()
-        self._kept, self._warned = {}, False
-
-    def reset_parameters(self):
-        nn.init.normal_(self.weight, std=(2 / self.weight[0].numel()) ** 0.5)  # He et al.: closed form, instant
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def extra_repr(self):
-        extras = f", extent={self.extent}" if self.extent > 1 else ""
-        return (f"{self.weight.shape[2]}, {self.weight.shape[0]}, kernel_size={self.kernel_size}, "
-                f"effective_size={self.effective_size}, scales={self.scales}, rotations={self.rotations}, "
-                f"stride={self.stride}, padding={self.padding}{extras}")
-
-    def neighbours(self, g):
-        """The (k, g·k) that the filter at g looks at: offsets k < extent whose g·k is on the axis."""
-        s, r = divmod(g, self.rotations)
-        for k in range(self.extent):
-            ds, dr = divmod(k, self.rotations)
-            if s + ds < len(self.scales):
-                yield k, (s + ds) * self.rotations + (r + dr) % self.rotations
-
-    def coefficients(self, g):
-        """What multiplies the basis at element g: w turned, neighbours side by side: (C_out, n·C_in, e, e)."""
-        offsets = [k for k, _ in self.neighbours(g)]
-        w = turn(self.weight[:, offsets].flatten(1, 2), g % self.rotations)  # (C_out, n·C_in, e, e)
-        return w if self.delta is None else w + self.delta[g]
-
-    def mixer(self, g):
-        """W, the coefficients at element g in the order of `jets`: (C_out, e²·n·C_in, 1, 1)."""
-        return self.coefficients(g).permute(0, 3, 2, 1).flatten(1)[..., None, None]
-
-    def kernel(self, g):
-        """W·B, the kernel at element g in pixels: (C_out, n·C_in, k_s, k_s)."""
-        b = hermite_gaussian(*self.basis_key)[g // self.rotations].to(self.weight)  # (e, k_s)
-        with torch.autocast(b.device.type, enabled=False):  # one rounding, at the convolution
-            return torch.einsum("oiab,ak,bl->oikl", self.coefficients(g), b, b)
-
-    def mixes(self, g):
-        """Whether element g runs as W·(B ∗ x)."""
-        k = hermite_gaussian(*self.basis_key)[g // self.rotations].shape[1]
-        return self.effective_size < k and self.weight.shape[0] * k * k > self.jets_above
-
-    def filters(self):
-        """Per element what its form convolves with; kept while nothing is learned, never saved."""
-        make = lambda g: self.mixer(g) if self.mixes(g) else self.kernel(g)
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            return [make(g) for g in range(self.order)]
-        state = (self.weight._version, self.weight.data_ptr(), self.weight.dtype)
-        if self._kept.get("state") != state:
-            self._kept = {"state": state, "filters": [make(g).detach() for g in range(self.order)]}
-        return self._kept["filters"]
-
-    def one(self, y, w, g):
-        """The convolution at one element: y (N, n·C_in, H, W), w from `filters` → (N, C_out, H', W')."""
-        if self.mixes(g):  # W·(B ∗ y)
-            return F.conv2d(jets(y, self.basis_key, g // self.rotations, self.stride, self.padding), w, self.bias)
-        inner = self.padding - (self.kernel_size - w.shape[-1]) // 2  # padding for this scale's own support
-        if inner < 0:
-            y, inner = F.pad(y, [inner] * 4), 0
-        if y.shape[1] == 1:  # one channel looks channels first to torch, at half the speed: spell its strides out
-            y = y.contiguous().as_strided(y.shape, (y.shape[2] * y.shape[3], 1, y.shape[3], 1))
-        return F.conv2d(y, w, self.bias, self.stride, inner)  # (W·B) ∗ y
-
-    def forward(self, y, counts=None):
-        """y (B, C_in, H, W) or (B, C_in, G, H, W) → (B, C_out, G, H', W').
-
-        With `counts`, y is folded: (N, C_in, H, W) sorted by element → (N, C_out, H', W')."""
-        if counts is None:
-            folded = y.repeat(self.order, 1, 1, 1) if y.dim() == 4 else y.permute(2, 0, 1, 3, 4).flatten(0, 1)
-            return unlift(self(folded, [len(y)] * self.order), None, self.order)
-        self._check(y)
-        filters, out = self.filters(), []
-        parts = [p.permute(0, 3, 1, 2) for p in channels_last(y).split(counts)]  # (counts[g], C_in, H, W) each
-        if self.extent > 1 and len(set(counts)) > 1:
-            raise ValueError("a filter that spans several elements (extent > 1) needs all of them")
-        for g in range(self.order):
-            if counts[g]:
-                seen = [parts[h] for _, h in self.neighbours(g)]
-                out.append(self.one(torch.cat(seen, 1) if len(seen) > 1 else seen[0], filters[g], g))
-        return torch.cat(out) if len(out) > 1 else out[0]  # (N, C_out, H', W')
-
-    def _check(self, y):
-        height, width = y.shape[-2:]
-        if min(height, width) + 2 * self.padding < self.kernel_size:
-            raise ValueError(f"a {height} × {width} image is smaller than the kernel ({self.kernel_size}, padding {self.padding})")
-        rest = [(n + 2 * self.padding - self.kernel_size) % self.stride for n in (height, width)]
-        if self.rotations > 1 and any(rest) and not self._warned:
-            self._warned = True
-            good = ", ".join(sorted({f"{n - r} or {n - r + self.stride}" for n, r in zip((height, width), rest) if r}))
-            warnings.warn(f"stride {self.stride} on a {height} × {width} map (kernel {self.kernel_size}, padding {self.padding}) "
-                          f"breaks rotation equivariance: (size + 2·padding - kernel) must be a multiple of the "
-                          f"stride; the nearest good sizes are {good}", stacklevel=3)
+    basis_key: the arguments of `hermite_gaussian`; s: the scale's place in the list.
+    (H'·e, H) with H' = (size + 2·padding - k)//stride + 1; outside the image is 0, as in any padded conv."""
+    b = hermite_gaussian(*basis_key)[s]  # (e, k_s)
+    e, k_s = b.shape
+    positions = (size + 2 * padding - basis_key[0]) // stride + 1
+    matrix = torch.zeros(positions, e, size, dtype=torch.float64)  # (H', e, H)
+    for i in range(positions):
+        first = i * stride - padding + (basis_key[0] - k_s) // 2  # a small support sits centred in k
+        lo, hi = max(first, 0), min(first + k_s, size)
+        matrix[i, :, lo:hi] = b[:, lo - first:hi - first]
+    return matrix.view(positions * e, size).to(dtype).to(device)
 
 
-class PointwiseGConv(nn.Conv2d):
-    """The 1 × 1 convolution for shortcuts: one matrix for all g, so it is equivariant to every group.
+def jets(y, basis_key, s, stride, padding):
+    """B ∗ y: the e² Hermite coefficients ("jet") of every channel around every output position, at scale number s.
 
-    (B, C_in, G, H, W) → (B, C_out, G, H', W'), or folded (N, C_in, H, W) → (N, C_out, H', W')."""
-
-    def __init__(self, c_in, c_out, stride=1, bias=False):
-        super().__init__(c_in, c_out, 1, stride=stride, bias=bias)
-
-    def forward(self, y):
-        if y.dim() == 4:
-            return super().forward(y)
-        return unlift(super().forward(y.permute(2, 0, 1, 3, 4).flatten(0, 1)), None, y.shape[2])
+    y (N, C, H, W) → (N, e²·C, H', W'), channels last in memory and in the order (b, a, C) of ψ_ab(y, x)."""
+    n, c, height, width = y.shape
+    key = (stride, padding, y.dtype, y.device)
+    rows = jet_matrix(basis_key, s, height, *key)  # (H'·e, H)
+    cols = jet_matrix(basis_key, s, width, *key)  # (W'·e, W)
+    e = basis_key[1]
+    y = torch.matmul(rows, channels_last(y).reshape(n, height, width * c))  # (N, H'·e, W·C)
+    y = y.view(-1, e, width, c).transpose(1, 2).reshape(-1, width, e * c)  # (N·H', W, e·C)
+    y = torch.matmul(cols, y).view(n, len(rows) // e, len(cols) // e, e * e * c)  # (N, H', W', e·e·C)
+    return y.permute(0, 3, 1, 2)  # (N, e²·C, H', W')

@@ -1,7 +1,6 @@
 """Groups and their actions: T_g on images, Γ_g on feature maps, and the fiber bundles z(g⁻¹·g0).
 
-Keller, Suau & Zappella, *Homomorphic Self-Supervised Learning* (2022), Sections 2 and 3.
-Needs no sibling: copy this file alone.
+Keller, Suau & Zappella, *Homomorphic Self-Supervised Learning* (2022), Sections 2 and 3.  Needs no sibling: copy this file alone.
 
     import torch
     from groups import Rotation
@@ -10,8 +9,7 @@ Needs no sibling: copy this file alone.
     g = torch.randint(group.order, (8,))      # one element per example
     group.T(x, g).shape                       # torch.Size([8, 1, 29, 29])
 
-A network f is equivariant (Eq. 1) when f(T_g x) = Γ_g f(x).  Here every group has T and Γ side by
-side, with the same signature, so that this equation is one line of code.
+A network f is equivariant (Eq. 1) when f(T_g x) = Γ_g f(x).  Every group has T and Γ side by side, with the same signature.
 
 Alphabet, used in every file of this repository
     x   images                 (B, C_in, H, W)
@@ -31,13 +29,11 @@ SCALES = (1.0, 1.25, 1.33, 1.5, 1.66, 1.75)  # the paper's six (Appendix B)
 class Translation:
     """Z_H × Z_W: shifts of an H × W grid.  Element (dy, dx) has the number dy·W + dx.
 
-    The product is taken on the torus, so the axioms hold exactly.  The *actions* fill what enters
-    the frame with background (0), as Appendix B does; they are then an action only for as long as
-    nothing leaves the frame.  `wrap=True` rolls instead, which is an action without exception.
+    The product is taken on the torus, so the axioms hold exactly.  T and Γ fill what enters the frame with background (0),
+    as Appendix B does; this is an action as long as nothing leaves the frame.  `wrap=True` rolls instead: always an action.
 
-    height, width: of the grid.  stride: pixels of the image to one step of the grid (T moves by
-    stride·(dy, dx) pixels, Γ by (dy, dx) positions).  Raises ValueError unless all are >= 1.
-    """
+    height, width: of the grid.  stride: pixels of the image to one step of the grid (T moves by stride·(dy, dx) pixels,
+    Γ by (dy, dx) positions).  Raises ValueError unless all are >= 1."""
 
     spatial = True  # fibers are read off the positions of the map: |G| = H'·W'
 
@@ -92,8 +88,8 @@ class Translation:
         if not fits or not 1 <= size < max(self.order, 2):
             sizes = sorted({h * w for h in range(1, self.height + 1) for w in range(1, self.width + 1)} - {self.order})
             near = sorted(sizes, key=lambda s: (abs(s - size), s))[:3]
-            raise ValueError(f"no patch of {size} positions fits in {self.height} × {self.width}: "
-                             f"take 1 … {self.order - 1}, for example {', '.join(map(str, sorted(near)))}")
+            raise ValueError(f"no rectangle of {size} positions fits into {self.height} × {self.width}: take a base space of "
+                             f"1 … {self.order - 1} positions that does, for example {', '.join(map(str, sorted(near)))}")
         h = min(fits)[1]
         y, x = torch.arange(h), torch.arange(size // h)
         return (y[:, None] * self.width + x).flatten()  # (|g0|,)
@@ -110,7 +106,7 @@ class Translation:
         "topological": the same on the torus, where the two edges of the grid are neighbours."""
         d = (self.coordinates(g1) - self.coordinates(g2)).abs()  # (…, 2)
         if _metric(metric) == "topological":
-            d = torch.minimum(d, torch.tensor([self.height, self.width]) - d)
+            d = torch.minimum(d, torch.tensor([self.height, self.width], device=d.device) - d)  # (…, 2)
         return d.pow(2).sum(-1)
 
 
@@ -119,10 +115,6 @@ class Rotation:
 
     spatial = False  # fibers are read off the lifted axis, after an average over space (Appendix B)
     order = 4
-
-    def coordinates(self, g):
-        """g (…,) long → (…, 1) float: the number of quarter turns."""
-        return g[..., None].double()
 
     def product(self, a, b):
         """a·b: (…,) long."""
@@ -133,9 +125,7 @@ class Rotation:
         return -a % 4
 
     def T(self, x, g):
-        """T_g x: image b turned by 90°·g[b].  x (B, C, H, H), g (B,) long → (B, C, H, H).
-
-        Raises ValueError if the images are not square."""
+        """T_g x: image b turned by 90°·g[b].  x (B, C, H, H), g (B,) long → (B, C, H, H).  ValueError unless square."""
         if x.shape[-1] != x.shape[-2]:
             raise ValueError(f"a quarter turn needs square images, not {x.shape[-2]} × {x.shape[-1]}")
         turns = torch.stack([x.rot90(r, (-2, -1)) for r in range(4)], 1)  # (B, 4, C, H, H)
@@ -170,26 +160,21 @@ class Rotation:
 class Scale:
     """A finite list of scale factors 1 = σ_0 < σ_1 < …: **not a group**, and the code says where.
 
-    Element g *shrinks* the image by 1/σ_g (an image can't be enlarged past its frame), and the
-    lifted axis holds the filters enlarged by σ_i.  What the filter σ_i sees in the shrunk image is
-    what σ_(i+g) sees in the original, so g⁻¹·g0 = g0 + g: steps *up* the list.  Three things fail:
+    Element g *shrinks* the image by 1/σ_g (an image can't be enlarged past its frame), and the lifted axis holds the filters
+    enlarged by σ_i.  The filter σ_i sees in the shrunk image what σ_(i+g) sees in the original, so g⁻¹·g0 = g0 + g: steps
+    *up* the list.  Three things fail:
     - closure: past the last factor there is nothing; `product` says -1, and Γ fills in 0;
     - inverse: only the identity has one on the list; `inverse` says -1 for the rest;
     - on a list that is not geometric, as the paper's, σ_a·σ_b ≠ σ_(a+b): steps only nearly compose.
 
-    factors: increasing, from 1.0.  Raises ValueError otherwise.
-    """
+    factors: increasing, from 1.0.  Raises ValueError otherwise."""
 
     spatial = False
 
     def __init__(self, factors=SCALES):
         if len(factors) < 1 or factors[0] != 1 or any(a >= b for a, b in zip(factors, factors[1:])):
-            raise ValueError(f"scale factors must increase from 1.0, not {tuple(factors)}")
+            raise ValueError(f"scale factors must start at 1.0 and increase, not {tuple(factors)}")
         self.factors, self.order = tuple(factors), len(factors)
-
-    def coordinates(self, g):
-        """g (…,) long → (…, 1) float: the place on the list."""
-        return g[..., None].double()
 
     def product(self, a, b):
         """a·b: (…,) long, -1 where it falls off the end of the list (or a or b already had)."""
@@ -204,7 +189,9 @@ class Scale:
         """T_g x: image b shrunk about its centre by 1/σ_g[b], 0 (background) around it.
 
         Linear interpolation with a triangle as wide as a source pixel's share, so nothing aliases.
-        x (B, C, H, W), g (B,) long → (B, C, H, W)."""
+        x (B, C, H, W), g (B,) long → (B, C, H, W).  Raises ValueError for integer images, which have no averages."""
+        if not x.is_floating_point():
+            raise ValueError(f"shrinking averages pixels, so images must be floating point, not {x.dtype}: call x.float() first")
         rows = torch.stack([shrink_matrix(x.shape[-2], s) for s in self.factors]).to(x)  # (S, H, H)
         cols = torch.stack([shrink_matrix(x.shape[-1], s) for s in self.factors]).to(x)  # (S, W, W)
         with torch.autocast(x.device.type, enabled=False):  # pixels keep their precision
@@ -233,24 +220,18 @@ class Scale:
         the list; "topological" |log(σ_g1/σ_g2)|, in natural-log units."""
         if _metric(metric) == "euclidean":
             return (g1 - g2).double().pow(2)
-        log = torch.tensor(self.factors, dtype=torch.float64).log()  # (S,)
+        log = torch.tensor(self.factors, dtype=torch.float64, device=g1.device).log()  # (S,)
         return (log[g1] - log[g2]).abs()
 
 
 class RotationScale:
-    """C4 × scale: element (s, r) has the number s·4 + r, the order of the lifted axis in gconv.py.
-
-    Everything is done factor by factor, so whatever Scale lacks as a group is lacking here too."""
+    """C4 × scale: element (s, r) has the number s·4 + r, as on gconv.py's lifted axis.  It lacks whatever Scale lacks as a group."""
 
     spatial = False
 
     def __init__(self, factors=SCALES):
         self.rotation, self.scale = Rotation(), Scale(factors)
         self.order = 4 * self.scale.order
-
-    def coordinates(self, g):
-        """g (…,) long → (…, 2) float: place on the list of scales, quarter turns."""
-        return torch.stack([g // 4, g % 4], -1).double()
 
     def product(self, a, b):
         """a·b: (…,) long, -1 where the scales fall off the end."""
@@ -285,8 +266,7 @@ class RotationScale:
 
     def distance(self, g1, g2, metric="euclidean"):
         """The sum of the two factors' distances: (…,) float64."""
-        return (self.rotation.distance(g1 % 4, g2 % 4, metric)
-                + self.scale.distance(g1 // 4, g2 // 4, metric))
+        return self.rotation.distance(g1 % 4, g2 % 4, metric) + self.scale.distance(g1 // 4, g2 // 4, metric)
 
 
 # ---------------------------------------------------------------- fibers, bundles, and drawing g
@@ -310,20 +290,19 @@ def bundle(fibers, base):
 def pairs(group, g0, max_distance=None, metric="euclidean"):
     """The elements from which g1 and g2 are drawn, and which of them may meet.
 
-    A g qualifies if g⁻¹·g0 lies whole on the feature map (no wrap, no padding); a pair, if the two
-    are at most `max_distance` apart (None: any two).  g0 (|g0|,) → elements (M,) long and allowed
-    (M, M) bool.  Raises ValueError if a base space has nowhere to go, or no two places are that near."""
+    A g qualifies if g⁻¹·g0 lies whole on the feature map (no wrap, no padding); a pair, if the two bundles are at most
+    `max_distance` apart (None: any two).  g0 (|g0|,) → elements (M,) long and allowed (M, M) bool.
+    Raises ValueError if g0 fits at fewer than two places, or no two places are that near."""
     g = torch.arange(group.order)
     g = g[group.fits_inside(g, g0)]  # (M,)
     if len(g) < 2:
-        raise ValueError(f"a base space of {len(g0)} leaves only {len(g)} place for it on {group.order} "
-                         "elements: take a smaller one")
+        raise ValueError(f"a base space of {len(g0)} of the {group.order} elements fits at only {len(g)} place(s), "
+                         "and two are needed: take a smaller one")
     place = group.shift_base(g, g0[:1])[:, 0]  # (M,) the distance is that between the two bundles
     d = group.distance(place[:, None], place[None, :], metric)  # (M, M)
     allowed = d <= (math.inf if max_distance is None else max_distance)
     if not (allowed & ~torch.eye(len(g), dtype=torch.bool)).any():
-        raise ValueError(f"no two elements are within a {metric} distance of {max_distance}: "
-                         f"the nearest are {d[d > 0].min():.3g} apart")
+        raise ValueError(f"no two elements are within a {metric} distance of {max_distance}: the nearest are {d[d > 0].min():.3g} apart")
     return g, allowed
 
 
@@ -338,8 +317,7 @@ def sample(elements, allowed, batch, generator=None):
 def shrink_matrix(size, factor):
     """The matrix A of one axis of T_g: A x Aᵀ is x shrunk about its centre by 1/factor: (size, size) float64.
 
-    Row u gathers the source pixels around factor·u under a triangle `factor` wide; rows that fall
-    outside the source are background, 0."""
+    Row u averages the source pixels around factor·u, weighted by a triangle `factor` wide; rows outside the source are 0."""
     u = torch.arange(size, dtype=torch.float64) - (size - 1) / 2  # (size,) centred
     weight = (1 - (u[:, None] * factor - u[None, :]).abs() / factor).clamp(min=0)  # (size, size)
     inside = (u * factor).abs() <= size / 2  # (size,)
@@ -357,7 +335,7 @@ def _shift_axis(x, d, dim, wrap):
 
 
 def _take(z, index):
-    """Reindex the lifted axis per example, 0 where index is -1: z (B, C, G, …), index (B, n) → (B, C, n, …)."""
+    """z at the elements `index` of the lifted axis, 0 where it is -1: z (B, C, G, …), index (B, n) → (B, C, n, …)."""
     b = torch.arange(len(z), device=z.device)[:, None]  # (B, 1)
     taken = z.transpose(1, 2)[b, index.clamp(min=0)]  # (B, n, C, …)
     keep = (index >= 0).view(index.shape + (1,) * (z.dim() - 2))  # (B, n, 1, …)
@@ -366,7 +344,7 @@ def _take(z, index):
 
 def first_elements(size, order):
     if not 1 <= size < max(order, 2):
-        raise ValueError(f"a base space has 1 … {order - 1} elements here, not {size}")
+        raise ValueError(f"a base space of this group has 1 … {order - 1} elements, not {size}")
     return torch.arange(size)  # (|g0|,)
 
 

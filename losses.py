@@ -7,7 +7,7 @@ Needs one sibling: groups.py.
 
 If f is equivariant the two are the same numbers, since f(T_g x)(g0) = Γ_g f(x)(g0) = f(x)(g⁻¹·g0).
 
-`Draws` draws g0, g1 and g2 as Appendix B says.  Under torchrun every rank holds a part of the batch; negatives come from all ranks, with gradient.
+Under torchrun every rank holds a part of the batch; negatives come from all ranks, with gradient.
 """
 import math
 
@@ -27,7 +27,8 @@ def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
     The positive is not in the denominator, and both views of i share it: at chance the loss is log 4(N-1).
     denominator="ntxent" is SimCLR's: each view of i is an anchor by itself, with all 2N-1 others below the
     fraction line, its positive included: at chance log(2N-1).
-    sim is the cosine, or with W (D, D) DIM(L)'s log-bilinear model y1ᵀ W y2 on y as it is (Eq. 5, Appendix C).
+    sim is the cosine, or with W (D, D) DIM(L)'s log-bilinear model y1ᵀ W y2 on y as it is (Eq. 5, Appendix C).  W need not be
+    symmetric: in "ntxent" the second anchor's positive is y2ᵀ W y1.
     Memory: (2B, 2N) float32 matrices, 256 MiB each at N = 4096 in one process: with the backward pass 1.0 to 1.6 GiB at the
     peak (tests/bench.py); never N × N × D.  Raises ValueError for fewer than two examples, since nothing is then k ≠ i."""
     if denominator not in ("paper", "ntxent"):
@@ -43,7 +44,7 @@ def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
             raise ValueError("a contrastive loss needs at least two examples")
         y = (y if W is None else y @ W) / tau  # (2, B, D): yᵀW, for sim(y_i, y_k) = y_iᵀ W y_k
         logits = y.flatten(0, 1) @ everyone.flatten(0, 1).T  # (2B, 2N)
-        positive = (y[0] * everyone[1, first:first + b]).sum(-1)  # (B,)
+        positive = (y * everyone[:, first:first + b].flip(0)).sum(-1)  # (2, B): anchor j against the other view of the same image
         logits = logits.view(2, b, 2, n)  # (view j, i, view l, k)
         rows = torch.arange(b, device=y.device)  # (B,)
         with torch.no_grad():  # e^-∞ = 0 has no gradient by itself; said here, it costs no copy of the logits
@@ -53,7 +54,7 @@ def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
                     logits[j, rows, 1 - j, rows + first] = -torch.inf  # k ≠ i: nor is its own positive
         candidates = logits.flatten(2).logsumexp(2)  # (2, B) over l and k
         if denominator == "paper":
-            candidates = candidates.logsumexp(0)  # (B,) and over j: both views of i share one denominator
+            candidates, positive = candidates.logsumexp(0), positive[0]  # (B,), over j too: both views of i share one denominator
         return (candidates - positive).mean()
 
 
@@ -68,7 +69,8 @@ def gather(y):
 
 
 class AllGather(torch.autograd.Function):
-    """Every rank's tensor, (R, …); a plain `dist.all_gather` would cut the gradient to the other ranks' rows."""
+    """Every rank's tensor, (R, …); a plain `dist.all_gather` would cut the gradient to the other ranks' rows, and
+    torch.distributed.nn's, with the same gradient, is deprecated."""
 
     @staticmethod
     def forward(ctx, y):
@@ -173,7 +175,8 @@ class Draws:
     """g0, g1, g2 for whole batches, as Appendix B draws them.
 
     A-SSL: T_g1 and T_g2 uniform among the augmentations (translation: shifts of up to ±strength of the size, rounded down),
-    one place for g0, shared by both views; base_size = |G| reads all of z (SimCLR, Appendix C).  H-SSL: g1 and g2 uniform among the places that g0 has, at most max_distance apart.
+    one place for g0, shared by both views; base_size = |G| reads all of z (SimCLR, Appendix C).
+    H-SSL: g1 and g2 uniform among the places that g0 has, at most max_distance apart.
     Hybrid: as H-SSL, and a1, a2 two translations of the image.
 
     loss "assl" | "hssl" | "hybrid"; group "trans" | "rot" | "scale" | "rotscale"; structured: whether the group acts on
@@ -181,7 +184,8 @@ class Draws:
     between two positions; base_size: |g0|; strength: 0 … 0.5.
     Attributes: images, map (the group as it acts on x and on z), moves (what a step does to x), g0.  Raises ValueError as `groups.pairs` does."""
 
-    def __init__(self, loss, group, structured, order, size, positions, stride, base_size=1, max_distance=None, distance="euclidean", strength=0.2):
+    def __init__(self, loss, group, structured, order, size, positions, stride, base_size=1, max_distance=None,
+                 distance="euclidean", strength=0.2):
         self.loss, self.structured = loss, structured
         self.images = {"trans": lambda: groups.Translation(size, size), "rot": groups.Rotation,
                        "scale": groups.Scale, "rotscale": groups.RotationScale}[group]()

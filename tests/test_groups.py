@@ -104,8 +104,16 @@ def test_actions_are_per_example_and_keep_dtype():
         for i in range(6):
             assert torch.allclose(together[i:i + 1], group.T(x[i:i + 1], g[i:i + 1]), atol=1e-6)
         assert together.dtype == x.dtype
-    u = torch.randint(256, (3, 1, 9, 9), dtype=torch.uint8)
-    assert Rotation().T(u, torch.tensor([1, 2, 3])).dtype == torch.uint8
+
+
+def test_integer_images_are_moved_but_not_shrunk():
+    """Turning and shifting keep uint8; shrinking averages, so it refuses what it could only round."""
+    u, g = torch.randint(256, (3, 1, 9, 9), dtype=torch.uint8), torch.tensor([1, 2, 3])
+    for group in (Rotation(), Translation(9, 9)):
+        assert torch.equal(group.T(u, g).float(), group.T(u.float(), g)) and group.T(u, g).dtype == torch.uint8
+    for group in (Scale(), RotationScale()):
+        with pytest.raises(ValueError, match=r"call x\.float\(\)"):
+            group.T(u, g)
 
 
 def test_bundle_is_gamma_read_at_the_base(double):
@@ -139,13 +147,13 @@ def test_base_spaces_of_every_size(group):
         try:
             g0 = group.base_space(size)
         except ValueError as error:
-            assert isinstance(group, Translation) and "take 1" in str(error)
+            assert isinstance(group, Translation) and "for example" in str(error)
             continue
         assert len(g0) == size == len(g0.unique())
         try:
             g, _ = pairs(group, g0)
         except ValueError as error:
-            assert "leaves only" in str(error)
+            assert "take a smaller one" in str(error)
             continue
         moved = group.shift_base(g, g0)
         assert (moved >= 0).all() and (moved < group.order).all()
@@ -172,8 +180,10 @@ def test_distances():
         for metric in ("euclidean", "topological"):
             d = group.distance(g[:, None], g[None], metric)
             assert torch.equal(d, d.T) and (d.diagonal() == 0).all() and (d[~torch.eye(len(g), dtype=bool)] > 0).all()
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="'euclidean' or 'topological'"):
             group.distance(zero, zero, "manhattan")
+        elsewhere = g.to("meta")  # a device without numbers: constants on another one would be refused, as on a GPU
+        assert group.distance(elsewhere, elsewhere, "topological").device.type == "meta"
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "topological"])
