@@ -33,16 +33,16 @@ class FourParts(nn.Module):
         return self.net(x)[:, :, 0].unflatten(1, (4, -1)).transpose(1, 2)  # (B, C, 4, H', W')
 
 
-def networks(images, width=0.25):
-    """The two networks, untrained; BatchNorm takes its mean and variance from images (B, 1, 29, 29)."""
-    both = MNISTNet(rotations=4, width=width), FourParts(width)
-    for f in both:
-        for norm in f.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.momentum = None  # a plain average
-        f(images)  # in training mode
-        f.eval()
-    return both
+def fed(f, images):
+    """f in evaluation mode, its BatchNorm with the mean and variance of images (B, C_in, H, H).  No weight changes.
+
+    A BatchNorm that has seen nothing divides by 1, and the layers of an untrained f would then differ in size."""
+    for norm in f.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = None  # a plain average
+    with torch.no_grad():
+        f.train()(images)
+    return f.eval()
 
 
 def turned(x, degrees):
@@ -73,7 +73,7 @@ def main():
     torch.set_default_dtype(torch.float64)
     torch.set_grad_enabled(False)
     images = data.load("mnist5k").test_x[:256].double() / 255  # (256, 1, 29, 29)
-    x, both = images[6:7], networks(images)  # (1, 1, 29, 29) a 7
+    x, both = images[6:7], [fed(f, images) for f in (MNISTNet(rotations=4, width=0.25), FourParts(0.25))]  # (1, 1, 29, 29) a 7
     angles = [a for quarter in range(4) for a in [90 * quarter] * HOLD + list(range(90 * quarter + STEP, 90 * quarter + 90, STEP))]
     z = {a: [f(turned(x, a)).mean((-2, -1))[0].T for f in both] for a in set(angles)}  # two (4, C) for each angle
     channels = z[0][0].std(0).argsort(descending=True)[:16].sort().values  # (16,) that differ most between the four fibers
