@@ -51,7 +51,7 @@ def turned(x, degrees):
     x = x.rot90(quarters, (-2, -1))  # (1, 1, H, H)
     if rest == 0:
         return x
-    a = torch.deg2rad(torch.tensor(float(rest)))
+    a = torch.deg2rad(torch.tensor(float(rest)))  # ()
     matrix = torch.stack([a.cos(), -a.sin(), a * 0, a.sin(), a.cos(), a * 0]).view(1, 2, 3)  # (1, 2, 3)
     return F.grid_sample(x, F.affine_grid(matrix.to(x), x.shape, align_corners=False), align_corners=False)  # (1, 1, H, H)
 
