@@ -1,12 +1,10 @@
-"""The README's worked example, D4, taken out of the README and run: it is a group, it acts, its network is equivariant,
-Eq. 2 = Eq. 3 holds for it, and none of that survives the wrong order of a product."""
-import contextlib
+"""The worked example of notebook 05, D4, taken out of the notebook and run: it is a group, it acts, its network is
+equivariant, Eq. 2 = Eq. 3 holds for it, and none of that survives the wrong order of a product."""
 import copy
-import io
 import os
-import re
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 import torch
 from conftest import ROOT, blobs, relative, trained
@@ -22,23 +20,20 @@ AXIS = dict(scales=(1.0, 1.0), rotations=4)
 
 
 @pytest.fixture(scope="module")
-def readme():
-    """What the section's python blocks define, run one after another, and `code`, `printed`."""
-    text = open(os.path.join(ROOT, "README.md")).read()
-    section = re.search(r"^## Add a group in four steps\n(.*?)(?=^## |\Z)", text, re.S | re.M)
-    assert section, "the README has no section 'Add a group in four steps'"
-    code, names, printed = "\n".join(re.findall(r"```python\n(.*?)```", section.group(1), re.S)), {}, io.StringIO()
+def example():
+    """What the notebook's cells with the tag "definition" define, run one after another, and their text as `code`."""
+    cells = nbformat.read(os.path.join(ROOT, "notebooks", "05_add_a_group.ipynb"), as_version=4).cells
+    code, names = "\n".join(c.source for c in cells if "definition" in c.metadata.get("tags", [])), {}
     try:
-        with contextlib.redirect_stdout(printed):
-            exec(compile(code, "README.md", "exec"), names)
+        exec(compile(code, "05_add_a_group.ipynb", "exec"), names)
     finally:
         torch.set_default_dtype(torch.float32)
-    return SimpleNamespace(**names, code=code, printed=printed.getvalue())
+    return SimpleNamespace(**names, code=code)
 
 
-def network(readme, extent=1, conv=None):
-    """The README's network with another extent, or another convolution."""
-    f, conv = MNISTNet(width=0.25, extent=extent, **AXIS), conv or readme.D4Conv
+def network(example, extent=1, conv=None):
+    """The notebook's network with another extent, or another convolution."""
+    f, conv = MNISTNet(width=0.25, extent=extent, **AXIS), conv or example.D4Conv
     f.convs = torch.nn.ModuleList([conv(1, 8, 11, padding=5, **AXIS), *(
         conv(c, 2 * c, 7, 3, padding=3, stride=2, extent=extent, **AXIS) for c in (8, 16))])
     return f.double()
@@ -57,15 +52,15 @@ def commuting(group):
     return group.product(a, b) == group.product(b, a)  # (64,)
 
 
-def test_the_section_prints_what_it_says(readme):
-    expected = re.findall(r"# prints (.*)", readme.code)
-    assert expected and readme.printed.strip().split("\n") == [e.strip() for e in expected]
-    assert sum(bool(line.strip()) for line in readme.code.split("\n")) <= 45  # short enough to be read
+def test_the_definitions_are_short(example):
+    """Short enough to be read: the four steps have at most 50 lines of code."""
+    start, end = example.code.index("class D4Elements"), example.code.index("class WrongOrder")
+    assert sum(bool(line.strip()) for line in example.code[start:end].split("\n")) <= 50
 
 
 # ---------------------------------------------------------------- steps 1 to 3
-def test_axioms(readme):
-    group = readme.D4()
+def test_axioms(example):
+    group = example.D4()
     a, b, c = torch.cartesian_prod(ALL, ALL, ALL).T  # (512,) each
     assert torch.equal(group.product(group.product(a, b), c), group.product(a, group.product(b, c)))
     table = group.product(ALL[:, None], ALL)  # (8, 8), a Latin square: closed, and every row a permutation
@@ -75,9 +70,9 @@ def test_axioms(readme):
     assert commuting(group).sum() == 40  # 64 - 24: not abelian
 
 
-def test_T_and_Gamma_are_exact_actions(readme):
+def test_T_and_Gamma_are_exact_actions(example):
     """T_a T_b = T_ab and Γ_a Γ_b = Γ_ab for all 64 pairs, bit for bit, and T_ba wherever a and b commute and nowhere else."""
-    group, (a, b) = readme.D4(), PAIRS  # (64,) each
+    group, (a, b) = example.D4(), PAIRS  # (64,) each
     for act, x in ((group.T, torch.randn(1, 2, 5, 5)), (group.Gamma, torch.randn(1, 3, 8, 5, 5))):
         x = x.expand(64, *x.shape[1:])  # (64, …)
         twice = act(act(x, b), a)  # (64, …)
@@ -92,9 +87,9 @@ def test_T_and_Gamma_are_exact_actions(readme):
     assert group.T(square, torch.tensor([5])).flatten().tolist() == [0, 2, 1, 3]  # mirror first, then turn
 
 
-def test_a_bundle_is_gamma_read_at_the_base(readme, double):
+def test_a_bundle_is_gamma_read_at_the_base(example, double):
     """Γ_g[z](g0) = z(g⁻¹·g0) for all g and every size of g0, and not z(g0·g⁻¹)."""
-    group, z = readme.D4(), torch.randn(1, 3, 8, 5, 5).expand(8, -1, -1, -1, -1)  # (B, C, 8, H', H')
+    group, z = example.D4(), torch.randn(1, 3, 8, 5, 5).expand(8, -1, -1, -1, -1)  # (B, C, 8, H', H')
     moved = fibers(group.Gamma(z, ALL), group)  # (8, 8, 3)
     for size in range(1, 8):
         g0 = group.base_space(size)  # (|g0|,)
@@ -102,11 +97,11 @@ def test_a_bundle_is_gamma_read_at_the_base(readme, double):
         left, right = bundle(moved, g0.expand(8, -1)), bundle(fibers(z, group), group.shift_base(ALL, g0))  # (8, |g0|·C)
         assert left.shape == (8, 3 * size) and torch.allclose(left, right, atol=1e-12)
         if size > 1:  # the identity alone commutes with everything
-            assert relative(bundle(fibers(z, group), readme.wrong.shift_base(ALL, g0)), left) > 0.1
+            assert relative(bundle(fibers(z, group), example.wrong.shift_base(ALL, g0)), left) > 0.1
 
 
-def test_distances_and_draws(readme):
-    group = readme.D4()
+def test_distances_and_draws(example):
+    group = example.D4()
     d = group.distance(ALL[:, None], ALL, "topological")  # (8, 8)
     assert d[0].tolist() == [0, 1, 2, 1, 1, 2, 3, 2]
     assert torch.equal(d, d.T) and (d[:, :, None] + d[None] >= d[:, None, :]).all()
@@ -122,34 +117,34 @@ def test_distances_and_draws(readme):
 
 # ---------------------------------------------------------------- step 4
 @pytest.mark.parametrize("e", [3, 7])
-def test_filters_are_the_eight_copies_of_one(readme, double, e):
+def test_filters_are_the_eight_copies_of_one(example, double, e):
     """T_g ψ at element g: the coefficients say it, and so do the pixels."""
-    conv = readme.D4Conv(2, 3, 7, e, **AXIS)
+    conv = example.D4Conv(2, 3, 7, e, **AXIS)
     kernel = torch.stack([conv.kernel(g) for g in range(8)])  # (8, C_out, C_in, 7, 7)
-    assert torch.allclose(kernel, readme.D4().T(kernel[:1].expand(8, -1, -1, -1, -1), ALL), atol=1e-13)
+    assert torch.allclose(kernel, example.D4().T(kernel[:1].expand(8, -1, -1, -1, -1), ALL), atol=1e-13)
 
 
 @pytest.mark.parametrize("jets_above", [0, 10 ** 9], ids=["W(B*x)", "(WB)*x"])
 @pytest.mark.parametrize("extent", [1, 3, 8])
-def test_f_of_T_is_Gamma_of_f(readme, double, monkeypatch, extent, jets_above):
+def test_f_of_T_is_Gamma_of_f(example, double, monkeypatch, extent, jets_above):
     """All eight g, trained weights, every position of the map: 1e-10.  With extent 8, Eq. 4 in full, the eight elements mix."""
     monkeypatch.setattr(GConv, "jets_above", jets_above)
-    f = trained(copy.deepcopy(readme.f) if extent == 1 else network(readme, extent), torch.rand(4, 1, 29, 29))
+    f = trained(copy.deepcopy(example.f) if extent == 1 else network(example, extent), torch.rand(4, 1, 29, 29))
     assert f(torch.rand(1, 1, 29, 29)).shape == (1, 32, 8, 8, 8)
-    assert max(by_element(f, torch.rand(1, 1, 29, 29), readme.D4())) < 1e-10
+    assert max(by_element(f, torch.rand(1, 1, 29, 29), example.D4())) < 1e-10
 
 
-def test_each_half_of_step_4_is_needed(readme, double):
+def test_each_half_of_step_4_is_needed(example, double):
     """Without the mirrored coefficients the four turns stay exact, and the four mirrors are wrong by more than a half;
     with neighbours k·g instead of g·k, so is every element that does not commute with all the others."""
-    class Swapped(readme.D4Conv):
+    class Swapped(example.D4Conv):
         def neighbours(self, g):
-            return [(k, readme.D4().product(k, g)) for k in range(self.extent)]
+            return [(k, example.D4().product(k, g)) for k in range(self.extent)]
 
     x = blobs(1, 29)  # (1, C_in, H, H)
-    errors = by_element(network(readme, conv=GConv).eval(), x, readme.D4())
+    errors = by_element(network(example, conv=GConv).eval(), x, example.D4())
     assert max(errors[:4]) < 1e-10 and min(errors[4:]) > 0.5
-    errors = by_element(network(readme, 8, Swapped).eval(), x, readme.D4())
+    errors = by_element(network(example, 8, Swapped).eval(), x, example.D4())
     assert max(errors[0], errors[2]) < 1e-10 and min(errors[g] for g in (1, 3, 4, 5, 6, 7)) > 0.1
 
 
@@ -161,10 +156,10 @@ def value_and_gradients(loss, f, h, *arguments):
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("extent, size", [(1, 1), (1, 3), (1, 5), (8, 2)])
-def test_equation_2_is_equation_3(readme, double, extent, size, training):
+def test_equation_2_is_equation_3(example, double, extent, size, training):
     """The loss and every parameter's gradient, to 1e-10, weights trained; BatchNorm as in evaluation, and while it learns."""
-    group = readme.D4()
-    f = trained(network(readme, extent), torch.rand(4, 1, 29, 29)).train(training)
+    group = example.D4()
+    f = trained(network(example, extent), torch.rand(4, 1, 29, 29)).train(training)
     h = trained(Head(size * 32, (16, 16, 16)), torch.randn(8, size * 32)).train(training)
     g0 = group.base_space(size)  # (|g0|,)
     x, views = torch.rand(6, 1, 29, 29), (g0.expand(6, -1), *sample(*pairs(group, g0), 6))  # (B, C_in, H, W); g0, g1, g2
@@ -173,11 +168,11 @@ def test_equation_2_is_equation_3(readme, double, extent, size, training):
     assert all(relative(p, q) < 1e-10 for p, q in zip(ga, gb))
 
 
-def test_the_wrong_order_breaks_it(readme, double):
+def test_the_wrong_order_breaks_it(example, double):
     """z(g0·g⁻¹) is z(g⁻¹·g0) for the 40 pairs (g, g0) that commute; for each of the other 24 it is off by more than 10 %.
     Eq. 3 with it is another number (by more than 0.002) with other gradients (by more than 30 %)."""
-    group, wrong, (g, g0) = readme.D4(), readme.wrong, PAIRS
-    f, h, x = readme.f, readme.h, readme.x[:12]  # x (B, C_in, H, W)
+    group, wrong, (g, g0) = example.D4(), example.wrong, PAIRS
+    f, h, x = example.f, example.h, example.x[:12]  # x (B, C_in, H, W)
     with torch.no_grad():
         z = fibers(f(x[:1]), group).expand(64, -1, -1)  # (64, 8, C)
     right, off = (bundle(z, s.shift_base(g, g0[:, None])) for s in (group, wrong))  # (64, C)
