@@ -74,7 +74,8 @@ mirror_net.convs = torch.nn.ModuleList([MirrorConv(1, 8, 11, padding=5, **two_pl
 one, start = torch.tensor([1]), torch.tensor([0])  # g = 1, g0 = [0]
 right = distances(fed(mirror_net, images), images, Mirror(), one, start)
 wrong_net = distances(fed(plain_net, images), images, Mirror(), one, start)
-print(f"1: error of Eq. 1 {right['equation1'][0]:.0e}; null {right['invariance'][0]:.2f}; with a plain GConv {wrong_net['equation1'][0]:.2f}")
+print(f"1: error of Eq. 1 {right['equation1'][0]:.0e}; null {right['invariance'][0]:.2f};",
+      f"with a plain GConv {wrong_net['equation1'][0]:.2f}")
 assert right["equation1"][0] < 1e-12 < 0.1 < min(right["invariance"][0], wrong_net["equation1"][0])
 z, x1 = mirror_net(images[:4]), images[:4]  # (4, 32, 2, 8, 8), (4, 1, 29, 29)
 ones = torch.ones(4, dtype=torch.long)  # (4,)
