@@ -227,8 +227,6 @@ def main(argv=None):
     # ---- how long, and from where
     per_epoch = n // args.batch_size  # images that fill no batch wait for the next epoch's shuffle
     steps, warmup, peak = args.epochs * per_epoch, round(args.warmup_epochs * per_epoch), args.lr * args.batch_size / 256
-    if 0 < steps <= warmup and rank == 0:
-        launch.say(f"warning: --warmup-epochs {args.warmup_epochs:g} of --epochs {args.epochs}: the learning rate never reaches {peak:g}", "stderr")
     step, seconds, cpu, good = 0, 0.0, 0.0, None
     pixels = hashlib.sha256(images.train_x.numpy()).hexdigest()  # a run goes on with the images that it began with
     momentum = [optimizer.state[p]["v"] for group in optimizer.param_groups for p in group["params"]]  # the shape of each p
@@ -244,6 +242,8 @@ def main(argv=None):
             step, seconds, cpu = saved["step"], saved["seconds"], saved["cpu"]
         if launch.max_over_ranks(step, device) != step:
             raise UsageError(f"this process found step {step} in {args.out}, another a later one: --out must be on a disk that all share")
+    if 0 < steps <= warmup and rank == 0:
+        launch.say(f"warning: --warmup-epochs {args.warmup_epochs:g} of --epochs {args.epochs}: the learning rate never reaches {peak:g}", "stderr")
     if rank == 0:
         launch.say(f"{args.loss} on {args.dataset}: {n:,} images of {images.train_x.shape[-1]} px, group {args.group}, backbone {args.backbone}, "
               f"{sum(p.numel() for p in model.f.parameters()):,} parameters; batch {args.batch_size} over {world} process{'es' * (world > 1)}, "

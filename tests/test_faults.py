@@ -58,7 +58,7 @@ def tiny(tmp_path_factory):
             for i, image in enumerate(images):
                 to_pil_image(image).save(root / split / str(c) / f"{i}.png")
     return ["--dataset", "folder", "--data-dir", str(root), "--group", "trans", "--width", "0.125", "--batch-size", "32",
-            "--lr", "2", "--warmup-epochs", "1", "--checkpoint-minutes", "0"]
+            "--lr", "2", "--warmup-epochs", "0.5", "--checkpoint-minutes", "0"]
 
 
 # ---------------------------------------------------------------- a life of the command
@@ -216,7 +216,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_when_there_i
         refused(tmp_path, flags, words, "--resume", limit=limit)
         assert (folder / "checkpoint.pt").read_bytes() == before
     os.symlink("/dev/full", folder / "checkpoint.pt.tmp")
-    refused(tmp_path, flags, "No space left on device", "make room, then --resume")
+    refused(tmp_path, flags, "No space left on device", "make room, then add --resume")
     assert (folder / "checkpoint.pt").read_bytes() == before
     status, _, stderr = live(tmp_path, flags)
     assert status == 0 and stderr == "" and same(checkpoint(folder), unbroken)
@@ -291,11 +291,11 @@ def unbroken_pair(tiny, tmp_path_factory):
 DIES = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-import train
+import launch, train
 rate = train.learning_rate
 if os.environ["RANK"] == "1":
     train.learning_rate = lambda t, *more: os.kill(os.getpid(), signal.SIGKILL) if t == 6 else rate(t, *more)
-sys.exit(train.command())
+sys.exit(launch.command(train.main, 'train.py'))
 """
 
 
