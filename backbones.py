@@ -150,7 +150,7 @@ def warn_if_inexact(f, size):
     if f.rotations > 1 and not sizes.get(size, True):
         near = sorted((n for n in sizes if sizes[n]), key=lambda n: abs(n - size))[:2]
         warnings.warn(f"{size} px breaks rotation equivariance, as a stride takes other positions from the turned image: the nearest "
-                      f"sizes that are exact for the whole network are {min(near)} and {max(near)} px", stacklevel=3)
+                      f"sizes that are exact for the whole network are {min(near)} and {max(near)} px", stacklevel=2)
 
 
 # ---------------------------------------------------------------- Table 2: no structure
