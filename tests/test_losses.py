@@ -121,7 +121,7 @@ def both(f, h, x, group, g0, g1, g2):
     return out
 
 
-@pytest.mark.parametrize("size", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [1, 3])
 def test_equation_2_is_equation_3_for_rotation(size):
     """The loss and every parameter's gradient, to 1e-10, with trained weights, BatchNorm as in evaluation."""
     f = trained(MNISTNet(rotations=4, width=1 / 8).double(), torch.rand(8, 1, 29, 29))
@@ -132,7 +132,7 @@ def test_equation_2_is_equation_3_for_rotation(size):
     assert all(relative(p, q) < 1e-10 for p, q in zip(ga, gb))
 
 
-@pytest.mark.parametrize("size", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [1, 3])
 def test_equation_2_is_equation_3_even_while_batchnorm_learns(size):
     """Both losses look at one and the same set of fibers (|g0| = 1: just those compared; beyond: whole maps), so their
     batch statistics are the same too: equal to 1e-10 in training mode."""
