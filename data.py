@@ -92,7 +92,8 @@ def _torchvision(cls, data_dir, where):
     except RuntimeError:
         pass  # not there
     except Exception as error:  # a file cut short has many names
-        raise DataError(f"{cls.__name__} in {data_dir!r} can't be read ({type(error).__name__}): remove it, and it is downloaded again") from None
+        raise DataError(f"{cls.__name__} in {data_dir!r} can't be read ({type(error).__name__}): remove it, "
+                        "and it is downloaded again") from None
     try:
         return cls(data_dir, train=True, download=True), cls(data_dir, train=False, download=True)
     except Exception as error:
@@ -144,7 +145,8 @@ def _folder(data_dir):
     for names in (("train",), ("test", "val")):
         found = [os.path.join(data_dir, n) for n in names if os.path.isdir(os.path.join(data_dir, n))]
         if not found:
-            raise DataError(f"no {' or '.join(names)} folder in {data_dir!r}: --data-dir wants train/<class>/… and test/<class>/… (or val/)")
+            raise DataError(f"no {' or '.join(names)} folder in {data_dir!r}: --data-dir wants train/<class>/… and test/<class>/… "
+                            "(or val/)")
         try:
             parts.append(datasets.ImageFolder(found[0]))
         except (FileNotFoundError, OSError) as error:

@@ -224,7 +224,8 @@ def naive_distances(f, x, group, elements, g0):
 
 
 @pytest.mark.parametrize("group, net, base", [
-    (Scale(), dict(scales=SCALES), [0]), (Rotation(), dict(rotations=4), [1, 2]), (Translation(7, 7, 4), {}, [24])], ids=["scale", "rot", "trans"])
+    (Scale(), dict(scales=SCALES), [0]), (Rotation(), dict(rotations=4), [1, 2]), (Translation(7, 7, 4), {}, [24])],
+    ids=["scale", "rot", "trans"])
 def test_distances_against_loops(group, net, base):
     x = blobs(4, 25)
     f = trained(MNISTNet(width=1 / 16, **net).double(), x, steps=1)
