@@ -53,7 +53,7 @@ def _first_of_shuffle(x, y, size, seed, name):
 
     Files are read now, only those that are kept → (n, C_in, H, W) uint8, (n,) long.  name: "train" or "test", for the message."""
     if size is not None and size > len(y):
-        raise DataError(f"--{name}-size {size} is more than the {len(y)} {name} images: take at most {len(y)}")
+        raise DataError(f"--{name}-size {size} is too many: the data set has {len(y)} {name} images, take at most that")
     keep = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:size or len(y)]  # (n,)
     return _read([x[i] for i in keep]) if isinstance(x, list) else x[keep], y[keep]  # (n, C_in, H, W), (n,)
 
