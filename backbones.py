@@ -1,6 +1,6 @@
 """The paper's networks f, heads h and classifiers (Appendix B), and the structureless ones of Table 2.
 
-Needs two siblings: gconv.py, and groups.py (for the list of scales).
+Needs two siblings: gconv.py and groups.py.
 
     import torch
     from backbones import MNISTNet
@@ -14,8 +14,8 @@ Attributes: `order` = G, `channels` = C, `stride` = pixels between two positions
 elements cost less, `pool` = how fibers are read off space ("mean" as the paper, or "max"; see groups.fibers), `geometry` =
 (kernel, stride, padding) of the convolutions that an image passes through, from which `legal_sizes` follow.
 
-Input sizes: MNIST 29 px, CIFAR-10 and Tiny ImageNet 31 px.  With these every stride takes the same positions from the
-image and from the turned image (README, "What is exact"), and z has the shapes that the paper states.
+Input sizes: MNIST 29 px, CIFAR-10 and Tiny ImageNet 31 px.  With these strides are exact (`legal_sizes`), and z has the
+shapes that the paper states.
 """
 import functools
 import math
@@ -92,11 +92,10 @@ class BasicBlock(nn.Module):
 class ResNet20(nn.Module):
     """The CIFAR-10 and Tiny ImageNet network: a lifting layer, a group layer, then blocks.
 
-    CIFAR-10 ("cifar10"): outputs (128, 256, 512), strides (1, 2, 2), 3 blocks each: z (B, 512, G, 7, 7).
-    Tiny ImageNet: outputs (64, 128, 256, 512), strides (1, 2, 2, 2), 2 blocks each: z (B, 512, G, 4, 4).
-    The paper pads the lifting layer by 3 and states these z, which follow from 31 px only without that
-    padding: 31 → 25 → 25 → 13 → 7 (→ 4).  So it is unpadded here, and every map but the last is odd.
-    """
+    "cifar10": outputs (128, 256, 512), strides (1, 2, 2), 3 blocks each: z (B, 512, G, 7, 7).
+    "tiny-imagenet": outputs (64, 128, 256, 512), strides (1, 2, 2, 2), 2 blocks each: z (B, 512, G, 4, 4).
+    The paper pads the lifting layer by 3 and states these z, which follow from 31 px only without that padding:
+    31 → 25 → 25 → 13 → 7 (→ 4).  So it is unpadded here, and every map but the last is odd."""
 
     def __init__(self, kind="cifar10", scales=(1.0,), rotations=1, width=1.0, c_in=3, extent=1, normalise=nn.Identity(),
                  functions=7, pool="mean", conv=GConv):
@@ -150,10 +149,10 @@ def warn_if_inexact(f, size):
     if f.rotations > 1 and not sizes.get(size, True):
         near = sorted((n for n in sizes if sizes[n]), key=lambda n: abs(n - size))[:2]
         warnings.warn(f"{size} px breaks rotation equivariance, as a stride takes other positions from the turned image: the nearest "
-                      f"sizes that are exact for the whole network are {min(near)} and {max(near)} px", stacklevel=3)
+                      f"sizes that are exact for the whole network are {min(near)} and {max(near)} px", stacklevel=2)
 
 
-# ---------------------------------------------------------------- Table 2: no structure
+# ---------------------------------------------------------------- Table 2: without structure
 class MLP(nn.Module):
     """Fully connected 784, 1024, 2048 (times the width), read as 16 'fibers' of 128: z (B, 128, 16, 1, 1).  No group acts on it."""
 
@@ -223,10 +222,9 @@ def as_channels(z):
 class MNISTClassifier(nn.Module):
     """One more group convolution (7, effective 3, stride 2, unpadded), the maximum over the group, a linear layer.
 
-    Detached, only the linear layer learns ("a detached linear classifier") and the convolution keeps its random
-    weights; attached (supervised), both learn.  This reading gives the paper's frozen accuracies, see README.
-    Images of more than 32 px leave several positions, whose mean is taken.  convolve=False: only the linear layer (the MLP's z
-    has no space).  structured=False: c counts all of z."""
+    Detached, only the linear layer learns ("a detached linear classifier") and the convolution keeps its random weights;
+    attached (supervised), both learn.  Images of more than 32 px leave several positions, whose mean is taken.
+    convolve=False: only the linear layer (the MLP's z has no space).  structured=False: c counts all of z."""
 
     def __init__(self, c, classes, scales=(1.0,), rotations=1, convolve=True, structured=True):
         super().__init__()
@@ -293,7 +291,7 @@ def build(kind, group, backbone="equivariant", width=1.0, classes=10, size=29, c
     sizes = legal_sizes(f.geometry + classifier.geometry)
     if size not in sizes:
         exact = [f"{n}" for n in sizes if legal_sizes(f.geometry)[n]][:3]
-        raise ValueError(f"{size} px does not go through this network and its classifier: take {min(sizes)} … {max(sizes)} px "
+        raise ValueError(f"images of {size} px do not pass through this network and its classifier: take {min(sizes)} … {max(sizes)} px "
                          f"(strides are exact at {', '.join(exact)} … px)")
     return f, h, classifier
 
@@ -318,7 +316,7 @@ class SyncBatchNorm(_BatchNorm):
     """BatchNorm over all processes' examples, for the CPU (torch's own needs a GPU): N processes then do what one does."""
 
     def _check_input_dim(self, x):
-        pass
+        pass  # any number of dimensions will do
 
     def forward(self, x):
         """x (B, C, …), the same B on every process → the same shape and dtype; its buffers move as BatchNorm's do."""
@@ -329,7 +327,7 @@ class SyncBatchNorm(_BatchNorm):
         self.num_batches_tracked += 1
         self.running_mean.lerp_(m, self.momentum)  # (C,)
         self.running_var.lerp_(v * n / (n - 1), self.momentum)  # (C,)
-        # torch's kernel takes m and v for constants: their gradients go through its weight w · 1 and its bias b + 0
+        # F.batch_norm takes m and v for constants, so their gradients go through its weight w · 1 and its bias b + 0
         weight = self.weight * ((v + self.eps) / (variance + self.eps)).sqrt()  # (C,)
         bias = self.bias + self.weight * (m - mean) * (v + self.eps).rsqrt()  # (C,)
         return F.batch_norm(x, m, v, weight, bias, False, 0.0, self.eps)  # (B, C, …)

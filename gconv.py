@@ -178,9 +178,9 @@ class GConv(nn.Module):
         rest = [(n + 2 * self.padding - self.kernel_size) % self.stride for n in y.shape[-2:]]
         if self.rotations > 1 and any(rest):
             good = ", ".join(sorted({f"{n - r} or {n - r + self.stride}" for n, r in zip(y.shape[-2:], rest) if r}))
-            warnings.warn(f"stride {self.stride} on a {y.shape[-2]} × {y.shape[-1]} map (kernel {self.kernel_size}, padding {self.padding}) "
-                          f"breaks rotation equivariance: (size + 2·padding - kernel) must be a multiple of the stride; "
-                          f"the nearest good sizes for this layer are {good}", stacklevel=3)
+            warnings.warn(f"stride {self.stride} on a {y.shape[-2]} × {y.shape[-1]} map (kernel {self.kernel_size}, padding "
+                          f"{self.padding}) breaks rotation equivariance: (size + 2·padding - kernel) must be a multiple of the "
+                          f"stride; the nearest good sizes for this layer are {good}", stacklevel=3)
 
     # ------------------------------------------------------------ the faster form: the same sums in another order
     def mixes(self, g):

@@ -182,7 +182,8 @@ class Draws:
     loss "assl" | "hssl" | "hybrid"; group "trans" | "rot" | "scale" | "rotscale"; structured: whether the group acts on
     z, or z only has `order` numbered elements (Table 2); size: H of the images; positions, stride: H' of z and the pixels
     between two positions; base_size: |g0|; strength: 0 … 0.5.
-    Attributes: images, map (the group as it acts on x and on z), moves (what a step does to x), g0.  Raises ValueError as `groups.pairs` does."""
+    Attributes: images, map (the group as it acts on x and on z), moves (what a step does to x), g0.
+    Raises ValueError as `groups.pairs` does."""
 
     def __init__(self, loss, group, structured, order, size, positions, stride, base_size=1, max_distance=None,
                  distance="euclidean", strength=0.2):

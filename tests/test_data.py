@@ -1,6 +1,8 @@
 """Images from folders, as users have them: what is read, and what is refused."""
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 import data
@@ -19,6 +21,7 @@ def folder(root, size=20, classes=("a", "b"), splits=("train", "test"), n=3):
     return str(root)
 
 
+@pytest.mark.slow
 def test_digits_are_the_whole_five_thousand_stratified():
     d = data.load("mnist5k")
     assert d.train_x.shape == (4000, 1, 29, 29) and d.test_x.shape == (1000, 1, 29, 29) and d.train_x.dtype == torch.uint8
@@ -79,21 +82,72 @@ def test_what_is_refused_is_named(tmp_path):
         data.load("folder", str(tmp_path / "none"))
 
 
-def test_tiny_imagenet_layout(tmp_path):
+@pytest.mark.parametrize("values, mode", [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")])
+def test_images_of_more_than_8_bits_are_refused(tmp_path, values, mode):
+    """Pillow turns all of them into RGB without a word, and everything above 255 into 255."""
+    root, path = folder(tmp_path), tmp_path / "train/a/deep.tiff"
+    Image.fromarray((np.arange(400).reshape(20, 20) * 100).astype(values)).save(path)
+    assert Image.open(path).mode == mode
+    with pytest.raises(data.DataError, match=r"deep.tiff has more than 8 bits a channel .*: convert it"):
+        data.load("folder", root)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK"])
+def test_other_modes_of_8_bits_are_read(tmp_path, mode):
+    root = folder(tmp_path, classes=("a",), splits=("train", "test"), n=1)
+    Image.new("RGB", (20, 20), (255, 255, 255)).convert(mode).save(tmp_path / "train/a/0.tiff")
+    (tmp_path / "train/a/0.png").unlink()
+    assert (data.load("folder", root).train_x[..., :20, :20] == 255).all()
+
+
+@pytest.mark.parametrize("x, y, told", [
+    (4, [0, 1, 1], "4 test images and 3 labels"), (0, [], "0 test images and 0 labels"),
+    (3, [0, 1, 2], "test labels from 0 to 2, not 0 … 1"), (3, [-1, 0, 1], "test labels from -1 to 1")])
+def test_labels_are_checked(monkeypatch, x, y, told):
+    good = torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.tensor([0, 1])
+    bad = torch.zeros(x, 1, 28, 28, dtype=torch.uint8), torch.tensor(y, dtype=torch.long)
+    monkeypatch.setattr(data, "_mnist", lambda data_dir: (good, good, 2, "mnist"))
+    assert data.load("mnist").test_y.sort().values.tolist() == [0, 1]
+    monkeypatch.setattr(data, "_mnist", lambda data_dir: (good, bad, 2, "mnist"))
+    with pytest.raises(data.DataError, match=told):
+        data.load("mnist")
+
+
+def tiny(root):
     for wnid in ("n1", "n2"):
-        (tmp_path / "train" / wnid / "images").mkdir(parents=True)
+        (root / "train" / wnid / "images").mkdir(parents=True)
         for i in range(2):
-            write(torch.randint(256, (3, 64, 64), dtype=torch.uint8), str(tmp_path / "train" / wnid / "images" / f"{i}.JPEG"))
-    (tmp_path / "val/images").mkdir(parents=True)
-    write(torch.randint(256, (1, 64, 64), dtype=torch.uint8), str(tmp_path / "val/images/v.JPEG"))  # grey, as some are
-    (tmp_path / "wnids.txt").write_text("n2\nn1\n")
-    (tmp_path / "val/val_annotations.txt").write_text("v.JPEG\tn1\t0\t0\t63\t63\n")
+            write(torch.randint(256, (3, 64, 64), dtype=torch.uint8), str(root / "train" / wnid / "images" / f"{i}.JPEG"))
+    (root / "val/images").mkdir(parents=True)
+    write(torch.randint(256, (1, 64, 64), dtype=torch.uint8), str(root / "val/images/v.JPEG"))  # grey, as some are
+    (root / "wnids.txt").write_text("n2\nn1\n")
+    (root / "val/val_annotations.txt").write_text("v.JPEG\tn1\t0\t0\t63\t63\n")
+
+
+def test_tiny_imagenet_layout(tmp_path):
+    tiny(tmp_path)
     d = data.load("tiny-imagenet", str(tmp_path))
     assert d.train_x.shape == (4, 3, 31, 31) and d.classes == 2 and d.test_y.tolist() == [1]
 
 
-def test_a_canvas_is_padded_or_cropped_on_the_right_and_below():
-    plain, small, large = (data.load("mnist5k", image_size=size).test_x for size in (None, 28, 32))
+@pytest.mark.parametrize("break_it, told", [
+    (lambda root: (root / "wnids.txt").write_text("n2\nn1\nn2\n"), "a wnid stands twice"),
+    (lambda root: [p.unlink() for p in (root / "train/n1/images").iterdir()], "no image in .*n1"),
+    (lambda root: (root / "val/val_annotations.txt").write_text(""), "0 test images"),
+    (lambda root: (root / "val/val_annotations.txt").write_text("v.JPEG\tn3\t0\n"), "n3"),
+    (lambda root: (root / "val/images/v.JPEG").unlink(), "v.JPEG can't be read")])
+def test_a_broken_tiny_imagenet_is_refused(tmp_path, break_it, told):
+    tiny(tmp_path)
+    break_it(tmp_path)
+    with pytest.raises(data.DataError, match=told) as error:
+        data.load("tiny-imagenet", str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_canvas_is_padded_or_cropped_on_the_right_and_below(monkeypatch):
+    part = torch.randint(1, 256, (3, 1, 28, 28), dtype=torch.uint8), torch.arange(3)
+    monkeypatch.setattr(data, "_mnist", lambda data_dir: (part, part, 3, "mnist"))
+    plain, small, large = (data.load("mnist", image_size=size).test_x for size in (None, 28, 32))
     assert plain.shape[-1] == 29 and small.shape[-2:] == (28, 28) and large.shape[-2:] == (32, 32)
     assert torch.equal(small, plain[..., :28, :28]) and torch.equal(large[..., :29, :29], plain)
     assert not large[..., 29:, :].any() and not large[..., 29:].any()

@@ -9,9 +9,10 @@ from conftest import relative
 from torch.nn.parallel import DistributedDataParallel
 
 import train
-from backbones import build
+from backbones import build, synchronise
 from losses import Draws, info_nce
 
+pytestmark = pytest.mark.slow
 BATCH = 12
 
 
@@ -27,7 +28,7 @@ def one_step(rank, world, loss, group, objective):
     mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
     drawn = [g[mine] for g in draws(BATCH, train.seeded(0, 0, 2))]
     if world > 1:
-        model = train.synchronise(model)
+        model = synchronise(model)
     optimizer = train.LARS([p for p in model.parameters() if p.requires_grad], lr=1.0)
     wrapped = DistributedDataParallel(model) if world > 1 else model
     loss, _, _ = wrapped(x[mine], labels[mine], *drawn)
@@ -81,26 +82,74 @@ def test_many_processes_equal_one(many, case):
             assert close(got_state[k], state[k]), k
 
 
-def gather_worker(rank, world, denominator, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+def gathered_loss(denominator, bilinear, part=slice(None)):
+    """InfoNCE on a part of one batch of views: the loss and its gradient."""
     torch.manual_seed(0)
-    y = torch.randn(2, BATCH, 5, dtype=torch.float64)
-    mine = y[:, rank * BATCH // world:(rank + 1) * BATCH // world].clone().requires_grad_()
-    loss = info_nce(mine[0], mine[1], 0.1, denominator)
+    y, W = torch.randn(2, BATCH, 5, dtype=torch.float64), torch.randn(5, 5, dtype=torch.float64)  # W is not symmetric
+    y = y[:, part].clone().requires_grad_()
+    loss = info_nce(y[0], y[1], 0.1, denominator, W if bilinear else None)
     loss.backward()
-    torch.save((loss.detach(), mine.grad), f"{folder}/{rank}.pt")
+    return loss.detach(), y.grad
+
+
+FORMS = [("paper", False), ("ntxent", False), ("ntxent", True)]
+
+
+def gather_worker(rank, world, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    part = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    torch.save([gathered_loss(*form, part) for form in FORMS], f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("denominator", ["paper", "ntxent"])
-def test_negatives_are_gathered_with_gradient(tmp_path, denominator):
+def test_negatives_are_gathered_with_gradient(tmp_path):
     """The mean of the ranks' losses is the one-process loss, and its gradient is theirs over the number of ranks."""
-    torch.manual_seed(0)
-    y = torch.randn(2, BATCH, 5, dtype=torch.float64, requires_grad=True)
-    loss = info_nce(y[0], y[1], 0.1, denominator)
-    loss.backward()
-    mp.spawn(gather_worker, (3, denominator, str(tmp_path)), nprocs=3)
-    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
-    assert abs(float(sum(p[0] for p in parts) / 3 - loss.detach())) < 1e-12
-    assert relative(torch.cat([p[1] for p in parts], 1) / 3, y.grad) < 1e-12
+    mp.spawn(gather_worker, (3, str(tmp_path)), nprocs=3)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
+    for form, *parts in zip(FORMS, *ranks, strict=True):
+        loss, grad = gathered_loss(*form)
+        assert abs(float(sum(p[0] for p in parts) / 3 - loss)) < 1e-12
+        assert relative(torch.cat([p[1] for p in parts], 1) / 3, grad) < 1e-12
+
+
+# ---------------------------------------------------------------- BatchNorm by itself
+def norm_worker(rank, world, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    x, weight, norm = torch.load(f"{folder}/case.pt", weights_only=False)
+    norm, found = synchronise(torch.nn.Sequential(norm))[0], []
+    part = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    x = x[part].requires_grad_()
+    for _ in range(2):  # statistics move twice
+        x.grad = norm.weight.grad = norm.bias.grad = None
+        y = norm(x)
+        (y * weight[part]).sum().backward()
+    for p in norm.parameters():
+        dist.all_reduce(p.grad)
+    found = [y.detach(), x.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var, norm.num_batches_tracked]
+    torch.save((found, norm.eval()(x).detach(), norm.state_dict()), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("shape", [(BATCH, 5, 3, 3), (BATCH, 5)], ids=["maps", "vectors"])
+def test_batchnorm_of_three_processes_is_that_of_one(tmp_path, shape):
+    """Means far from 0 and different on each process; outputs, all gradients and running statistics to 1e-10."""
+    x = torch.randn(shape, dtype=torch.float64) * 3 + torch.arange(BATCH).view(-1, *[1] * (len(shape) - 1)) + 50
+    weight, norm = torch.randn(shape, dtype=torch.float64), (torch.nn.BatchNorm2d if len(shape) > 2 else torch.nn.BatchNorm1d)(5).double()
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    torch.save((x, weight, norm), tmp_path / "case.pt")
+    mp.spawn(norm_worker, (3, str(tmp_path)), nprocs=3)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
+    x.requires_grad_()
+    for _ in range(2):
+        x.grad = norm.weight.grad = norm.bias.grad = None
+        y = norm(x)
+        (y * weight).sum().backward()
+    joined = [torch.cat([r[0][i] for r in ranks]) for i in (0, 1)]
+    assert relative(joined[0], y) < 1e-10 and relative(joined[1], x.grad) < 1e-10
+    for found, evaluated, state in ranks:
+        expected = [norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var, norm.num_batches_tracked]
+        assert all(relative(a.double(), b.double()) < 1e-10 for a, b in zip(found[2:], expected, strict=True))
+        assert list(state) == list(norm.state_dict())
+    assert relative(torch.cat([r[1] for r in ranks]), norm.eval()(x)) < 1e-10
