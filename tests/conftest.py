@@ -8,8 +8,9 @@ import torch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is tested here is the CPU, with gloo
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+if not os.environ.get("TEST_ON_GPU"):  # most tests are about the CPU and gloo; a GPU's owner can run the suite on it
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture

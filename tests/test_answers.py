@@ -10,6 +10,7 @@ from conftest import ROOT
 FILES = sorted(glob.glob(os.path.join(ROOT, "notebooks", "answers", "answers_*.py")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=os.path.basename)
 def test_answers_are_right(path):
     """In this process; what a file changes of torch's settings is put back."""

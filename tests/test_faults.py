@@ -34,6 +34,7 @@ import probe
 import train
 
 fork = multiprocessing.get_context("forkserver")
+pytestmark = pytest.mark.slow
 STEPS = 24  # of a run with six epochs of the images below
 
 

@@ -78,7 +78,7 @@ def test_draws_depend_on_seed_and_step_alone():
 
 
 # ---------------------------------------------------------------- the command
-@pytest.mark.parametrize("loss", ["hssl", "assl", "supervised", "frozen"])
+@pytest.mark.parametrize("loss", ["hssl", *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("assl", "supervised", "frozen"))])
 def test_a_run_writes_what_it_promises(tmp_path, loss):
     done = run(*SMALL, "--loss", loss, "--epochs", 1, "--out", "r", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -97,7 +97,8 @@ def test_a_run_writes_what_it_promises(tmp_path, loss):
         assert abs(lines[-1]["chance"] - 6.2305) < 1e-3  # log 4·127
         assert {"spread", "positive_similarity", "negative_similarity", "positive_rank", "invariance", "equation1", "axis"} <= lines[-1].keys()
     assert f"{result['top1']:.2f}" in done.stdout and len(result["invariance"]) == 4  # shifts by 1 … 4 positions
-    probed = subprocess.run([sys.executable, os.path.join(ROOT, "probe.py"), "r"], cwd=tmp_path, text=True, capture_output=True)
+    probed = subprocess.run([sys.executable, os.path.join(ROOT, "probe.py"), "r"], cwd=tmp_path, text=True, capture_output=True,
+                            env=dict(os.environ, OMP_NUM_THREADS="1"))
     assert probed.returncode == 0, probed.stderr
     probed = json.load(open(folder / "probe.json"))
     assert {k: result[k] for k in probed} == probed  # the same precision, the same numbers
@@ -111,6 +112,7 @@ def test_torchrun_two_processes(tmp_path):
     assert "2 processes" in done.stdout and json.load(open(tmp_path / "r/result.json"))["processes"] == 2
 
 
+@pytest.mark.slow
 def test_resumed_and_killed_runs_end_bit_for_bit_like_unbroken_ones(tmp_path):
     flags = [*SMALL, "--epochs", 4, "--checkpoint-minutes", 0]
     assert run(*flags, "--out", "whole", cwd=tmp_path).returncode == 0
@@ -172,13 +174,14 @@ def test_wrong_usage_is_refused_before_anything_is_written(tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flags", [["--group", "affine"], ["--batch-size", "9999"], ["--dataset", "folder", "--data-dir", "nowhere"]])
+@pytest.mark.parametrize("flags", [["--group", "affine"], ["--dataset", "folder", "--data-dir", "nowhere"]])
 def test_the_command_says_it_in_one_line_with_status_2(tmp_path, flags):
     done = run(*flags, cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("train.py: ") and done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
     flags = [*SMALL, "--out", "r", "--epochs", 1]
     assert run(*flags, cwd=tmp_path).returncode == 0
@@ -190,6 +193,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
     assert {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     done = run(*SMALL, "--epochs", 8, "--lr", "1e6", "--warmup-epochs", 0, "--out", "r", cwd=tmp_path)
     assert done.returncode == 2 and "not finite at step" in done.stderr and done.stderr.count("\n") == 1
