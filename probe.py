@@ -196,13 +196,20 @@ def main(argv=None):
     p = launch.Parser(description=__doc__.split("\n\n")[0])
     p.add_argument("run", help="a run folder of train.py")
     p.add_argument("--data-dir", default="data", help="where the images are (default data)")
+    p.add_argument("--weights", metavar="FILE", help="also write the weights of f to FILE, and what was printed to FILE.json")
     args = p.parse_args(argv)
     f, classifier, draws, images, config = open_network(args.run, args.data_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = evaluate(f.to(device), classifier.to(device), draws, images, device, precision(config["amp"], device), config["seed"],
                      quiet=False, feed=not config["unfed"])
-    with checkpoint.atomic_write(os.path.join(args.run, "probe.json")) as file:
-        json.dump(found, file, indent=1)
+    paths = [os.path.join(args.run, "probe.json")]
+    if args.weights:
+        paths.append(args.weights + ".json")
+        with checkpoint.atomic_write(args.weights, "wb") as file:
+            torch.save(f.cpu().state_dict(), file)
+    for path in paths:
+        with checkpoint.atomic_write(path) as file:
+            json.dump(found | config, file, indent=1)
     launch.say(report(found))
 
 

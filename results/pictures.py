@@ -48,7 +48,7 @@ def learned():
 
 def knob():
     """The figure of the project: the error of Eq. 1 against how alike the two losses' networks are."""
-    rows, figure = rows_of("knob"), None
+    rows = rows_of("knob")
     epsilons = sorted({r["epsilon"] for r in rows if r["loss"] == "assl"} & {r["epsilon"] for r in rows if r["loss"] == "hssl"})
     if not epsilons:
         return None
@@ -56,16 +56,16 @@ def knob():
     error, ratio = [], []
     for e in epsilons:
         runs = {loss: pick(rows, epsilon=e, loss=loss) for loss in ("frozen", "hssl", "assl")}
-        for s in runs["hssl"].keys() & runs["assl"].keys():
-            error.append(max(mean_over_g(runs["frozen"][s], "equation1"), 1e-7) if s in runs["frozen"] else None)
+        for s in runs["frozen"].keys() & runs["hssl"].keys() & runs["assl"].keys():
+            error.append(mean_over_g(runs["frozen"][s], "equation1"))
             ratio.append(mean_over_g(runs["hssl"][s], "invariance") / mean_over_g(runs["assl"][s], "invariance"))
-            left.annotate(f"{e:g}", (error[-1], ratio[-1]), fontsize=7, xytext=(3, 3), textcoords="offset points") if error[-1] else None
+            left.annotate(f"{e:g}", (error[-1], ratio[-1]), fontsize=7, xytext=(3, 3), textcoords="offset points")
         for loss in ("frozen", "assl", "hssl"):
             values = [mean_over_g(r, "invariance") for r in runs[loss].values()]
             right.plot([max(e, 0.01)] * len(values), values, MARKS[loss], color=COLOURS[loss], ms=5, label=LOSSES[loss] if e == epsilons[0] else None)
-    left.plot([e for e in error if e], [r for e, r in zip(error, ratio) if e], "o", color="tab:red", ms=5)
+    left.plot(error, ratio, "o", color="tab:red", ms=5)
     left.axhline(1, color="0.6", lw=0.8)
-    left.set(xscale="log", xlabel="error of Eq. 1 of the untrained network, mean over g (0 is drawn at 1e-7; numbers: ε)",
+    left.set(xscale="log", xlabel="error of Eq. 1 of the untrained network, mean over g\n(numbers: ε; at ε = 0 it is the rounding of float32)",
              ylabel="invariance after H-SSL / after A-SSL\n(1: the theory)", title="The further from Eq. 1, the less H-SSL does what A-SSL does")
     right.set(xscale="log", xlabel="ε (0 is drawn at 0.01)", ylabel="invariance, mean over g", title="What each loss reaches")
     right.legend()

@@ -101,7 +101,7 @@ def test_a_run_writes_what_it_promises(tmp_path, loss):
                             env=dict(os.environ, OMP_NUM_THREADS="1"))
     assert probed.returncode == 0, probed.stderr
     probed = json.load(open(folder / "probe.json"))
-    assert {k: result[k] for k in probed} == probed  # the same precision, the same numbers
+    assert probed["top1"] == result["top1"] and {k: result[k] for k in probed} == probed  # the same precision, the same numbers
 
 
 def test_torchrun_two_processes(tmp_path):
