@@ -4,9 +4,9 @@ Needs no sibling: copy this file alone.
 
     lock = open_run("runs/a", config, resume=False)     # the folder is new, or this run's own; nobody else is in it
     good = save("runs/a", state, None)                  # state: a dict of tensors, numbers, strings, lists and dicts
-    state, good = load("runs/a", fresh=state)           # the newest whole one that fits `fresh`, or None
+    state, good, warning = load("runs/a", fresh=state)  # the newest whole one that fits `fresh`, or None
 
-Every problem that the user can mend is a UsageError of one line, and nothing was changed then.
+Every problem that the user can mend is a UsageError of one line; it is raised before anything is changed.
 """
 import contextlib
 import io
@@ -14,7 +14,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 import zipfile
 
 import torch
@@ -24,7 +23,7 @@ try:
 except ImportError:  # Windows has no such locks: nothing keeps two runs out of one folder there
     fcntl = None
 
-OURS = ("checkpoint.pt", "curves.png", "lock", "metrics.jsonl", "result.json")  # how the names of a run's files begin
+OURS = ("checkpoint.pt", "curves.png", "lock", "metrics.jsonl", "result.json")  # a run's files; lock: of older versions
 
 
 class UsageError(Exception):
@@ -41,13 +40,13 @@ def atomic_write(path, mode="w", keep=None):
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if keep:
+            os.replace(path, keep)
+        os.replace(path + ".tmp", path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.remove(path + ".tmp")
         raise
-    if keep:
-        os.replace(path, keep)
-    os.replace(path + ".tmp", path)
 
 
 def is_file(path):
@@ -67,24 +66,23 @@ def read_lines(path):
 
 
 def code_version():
-    """The git commit of this file, with -dirty if a tracked file is changed; None outside a checkout."""
+    """The git commit of this file, with -dirty if a Python file is changed; None outside a checkout."""
+    git = lambda *words: subprocess.run(["git", *words], cwd=os.path.dirname(os.path.abspath(__file__)), capture_output=True, text=True, timeout=10)
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=os.path.dirname(os.path.abspath(__file__)),
-                              capture_output=True, text=True, timeout=10).stdout.strip() or None
+        commit = git("describe", "--always").stdout.strip()
+        return commit + "-dirty" * git("diff", "--quiet", "HEAD", "--", "*.py").returncode if commit else None
 
 
 def open_run(folder, config, resume, **more):
-    """Make the folder of a new run, or check that this run may go on in it → a lock, to be kept until the run ends.
+    """Make the folder of a new run, or check that this run may go on in it → the lock's file descriptor.
 
     config: a dict of what must be equal for a run to go on; `more` is written beside it.  Raises UsageError."""
-    path, i = os.path.join(folder, "config.json"), 2
-    while os.path.exists(other := f"{folder.rstrip('/')}-{i}"):
-        i += 1
+    path = os.path.join(folder, "config.json")
     there = is_file(path)
     if resume and not there:
         raise UsageError(f"{folder} holds no run to go on with: leave out --resume")
     if there and not resume:
-        raise UsageError(f"{folder} already holds a run: add --resume to go on with it, or take --out {other}")
+        raise UsageError(f"{folder} already holds a run: add --resume to go on with it, or take --out {free_name(folder)}")
     try:
         old = json.load(open(path))["config"] if there else config
         differ = [f"--{k.replace('_', '-')} was {old.get(k)}, is {config.get(k)}" for k in sorted({*old, *config}) if old.get(k) != config.get(k)]
@@ -96,7 +94,7 @@ def open_run(folder, config, resume, **more):
         os.makedirs(folder, exist_ok=True)
         found = [name for name in sorted(os.listdir(folder)) if name.startswith(OURS) or name.endswith(".tmp")]
         if found and not there:
-            raise UsageError(f"{folder} holds {found[0]} but no config.json: take --out {other}")
+            raise UsageError(f"{folder} holds {found[0]} but no config.json: take --out {free_name(folder)}")
         lock = lock_folder(folder)
         if not there:
             with atomic_write(path) as file:
@@ -104,6 +102,11 @@ def open_run(folder, config, resume, **more):
     except OSError as error:
         raise UsageError(f"can't write into {folder} ({error.strerror}): choose another --out") from None
     return lock
+
+
+def free_name(folder):
+    """folder-2, or -3, …: the first that is not there."""
+    return next(name for i in range(2, 10 ** 9) if not os.path.exists(name := f"{folder.rstrip('/')}-{i}"))
 
 
 def lock_folder(folder):
@@ -126,10 +129,12 @@ def difference(saved, fresh, name="it"):
     Wanted: the same types, keys, lengths, shapes and dtypes, equal strings, tensors that are finite, numbers in 0 … ∞."""
     if not isinstance(saved, dict if isinstance(fresh, dict) else type(fresh)):  # an OrderedDict is a dict
         return f"{name} is a {type(saved).__name__}, not a {type(fresh).__name__}"
-    if isinstance(fresh, (dict, list)):
-        keys = lambda of: set(of) if isinstance(of, dict) else set(range(len(of)))
-        odd = keys(saved) ^ keys(fresh)
-        return f"{name} has other entries" if odd else next(filter(None, (difference(saved[k], fresh[k], str(k)) for k in keys(fresh))), "")
+    if isinstance(fresh, list):
+        saved, fresh = dict(enumerate(saved)), dict(enumerate(fresh))
+    if isinstance(fresh, dict):
+        if saved.keys() != fresh.keys():
+            return f"{name} has other entries"
+        return next(filter(None, (difference(saved[k], fresh[k], f"{name}.{k}" if isinstance(k, int) else str(k)) for k in fresh)), "")
     if isinstance(fresh, torch.Tensor):
         if (saved.shape, saved.dtype) != (fresh.shape, fresh.dtype):
             return f"{name} is {tuple(saved.shape)} {saved.dtype}, not {tuple(fresh.shape)} {fresh.dtype}"
@@ -142,12 +147,12 @@ def difference(saved, fresh, name="it"):
 def save(folder, state, good):
     """Write folder/checkpoint.pt, the old one becomes checkpoint.pt.previous → the path of the new one.
 
-    good: the path of the last one known to be whole, or None.  Only a good one is put aside, so that one is there at every
-    moment.  Raises UsageError if the state is not finite or can't be written."""
+    good: the path of the last one known to be readable, or None.  checkpoint.pt becomes .previous only if it is that one, so
+    a readable one exists at every moment.  Raises UsageError if the state is not finite or can't be written."""
     path, buffer = os.path.join(folder, "checkpoint.pt"), io.BytesIO()
     problem = difference(state, state)
     if problem:
-        raise UsageError(f"{problem} after step {state['step']}, the last checkpoint is kept: take a smaller --lr or more --warmup-epochs")
+        raise UsageError(f"{problem} after step {state['step']}, the last checkpoint is kept: start again with a smaller --lr or more --warmup-epochs and another --out")
     torch.save(state, buffer)
     try:
         with atomic_write(path, "wb", keep=path + ".previous" if good == path else None) as file:
@@ -158,7 +163,8 @@ def save(folder, state, good):
 
 
 def load(folder, fresh):
-    """The newest checkpoint that is whole and fits `fresh` → (state, its path); (None, None) if the run had not begun.
+    """The newest checkpoint that is whole and fits `fresh` → (state, its path, a warning or ""); (None, None, "") if
+    the run had not begun.
 
     fresh: the state of the same run at its start, with `step` and its bound `steps`.  Raises UsageError if no checkpoint
     can be used, or none is left of a run that had one."""
@@ -172,12 +178,10 @@ def load(folder, fresh):
         except Exception as error:  # torn, foreign, hostile: torch has many names for it
             problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"
         if not problem:
-            if refused:
-                print(f"warning: refused {refused[0]}; going on from {candidate}, step {state['step']}", file=sys.stderr)
-            return state, candidate
+            return state, candidate, f"warning: refused {refused[0]}; going on from {candidate}, step {state['step']}" if refused else ""
         refused.append(f"{candidate} ({problem})")
     if refused:
         raise UsageError(f"can't resume: refused {' and '.join(refused)}; nothing was changed, choose another --out to start again")
     if is_file(os.path.join(folder, "result.json")) or any("step" in row for row in read_lines(os.path.join(folder, "metrics.jsonl"))):
         raise UsageError(f"{folder} has results but no checkpoint, so it can't go on: choose another --out to start again")
-    return None, None
+    return None, None, ""

@@ -16,7 +16,7 @@ is folded into the batch: a layer sees images (N, C, H, W) *sorted by element*, 
 belong to element g.  A full feature map is the case N = |G|·B; a loss that looks at two fibers of each
 image asks for N = 2·B and pays for no more.
 
-Two exact forms of one linear map, and the layer takes the cheaper one (tests/bench.py measures both):
+Two exact forms of one linear map, and the layer takes the cheaper one (results/bench.py measures both):
     (W·B) ∗ x   synthesise the k × k kernel, then convolve            few output channels, or a complete basis
     W·(B ∗ x)   filter with the fixed basis, then mix with W          C_out·k² > 1000: up to six times as fast
 The second turns every output position into its e² Hermite coefficients (its "jet"), two matrix products

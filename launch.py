@@ -2,8 +2,8 @@
 
 Needs two siblings: checkpoint.py and data.py (for their exceptions).
 
-    rank, world, device = start_processes()            # alone, or under torchrun
-    images = rank0_first(load, rank, device) or load() # what only one process may do, or must do first
+    rank, local, world, device = start_processes()     # alone, or under torchrun
+    rank0_first(make_folder, rank, device)             # what only one process may do; all stop if it fails
     with note_signals() as noted: ...                  # SIGTERM and Ctrl-C set noted["signal"]
     Parser, number                                     # argparse, with its complaints as one UsageError
     sys.exit(command(main, "train.py"))                # the exit status: 0, or 2 after one line on stderr
@@ -26,7 +26,8 @@ from data import DataError
 
 # ---------------------------------------------------------------- many processes
 def start_processes():
-    """Meet the other processes, if torchrun started this one → rank, world size, device.  Raises UsageError."""
+    """Meet the other processes, if torchrun started this one → rank, rank on this machine, world size, device.
+    Raises UsageError."""
     local, rank, world = 0, 0, 1
     if "LOCAL_RANK" in os.environ:
         try:
@@ -51,7 +52,7 @@ def start_processes():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=30))
         except (RuntimeError, ValueError) as error:
             raise UsageError(f"the processes can't meet at {meeting} ({first_line(error)}): try another port (torchrun --master-port)") from None
-    return rank, world, device
+    return rank, local, world, device
 
 
 def keep_freed_memory():
@@ -70,7 +71,9 @@ def max_over_ranks(value, device):
 
 
 def rank0_first(act, rank, device):
-    """What act() returns on the first process, None on the others.  If it raises there, all of them stop."""
+    """What act() returns where `rank` is 0, None elsewhere.  If it raises there, all processes stop.
+
+    rank: the rank on this machine for what each machine does once, such as a download."""
     given = problem = None
     if rank == 0:
         try:
@@ -86,7 +89,7 @@ def rank0_first(act, rank, device):
 def note_signals():
     """A signal that asks the run to stop only sets a number in the dict that this gives; the training loop looks at it.
 
-    torchrun sends its workers a signal that they may have had already, so a second one must not do more than the first."""
+    torchrun may send a signal twice; the second must change nothing."""
     noted = {"signal": 0}
     numbers = [signal.SIGTERM, signal.SIGINT] + [signal.SIGHUP] * (hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
     before = {number: signal.signal(number, lambda number, frame: noted.update(signal=number)) for number in numbers}
@@ -121,7 +124,7 @@ def say(text, stream="stdout", end="\n"):
     file = getattr(sys, stream)
     try:
         print(text, file=file, end=end, flush=True)
-    except OSError:
+    except (OSError, ValueError):  # full, broken or closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
@@ -137,7 +140,7 @@ def command(main, name):
     except (UsageError, DataError) as error:
         told = str(error)
     except OSError as error:
-        told = f"{error.strerror or error} ({error.filename or 'while writing'}): mend that, then add --resume to go on from the last checkpoint"
+        told = f"{error.strerror or error} ({error.filename or 'while writing'}): mend that and start again; train.py goes on with --resume"
     except (RuntimeError, MemoryError) as error:
         told = explain(error)
         if told is None:
@@ -147,7 +150,7 @@ def command(main, name):
     finally:
         say("", end="")  # --help | head -1
     if "LOCAL_RANK" in os.environ and os.environ.get("RANK") != "0":
-        time.sleep(5)  # the first process tells it, and torchrun ends this one; if the first is gone, this one tells it
+        time.sleep(5)  # gives the first process time to tell it; if that one is gone, this one does
     say(f"{name}: " + " ".join(told.splitlines()), "stderr")
     return 2
 
@@ -156,8 +159,8 @@ def explain(error):
     """What the user can do about a RuntimeError or MemoryError, as text; None if nothing."""
     text = first_line(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
-        return "not enough memory: take a smaller --batch-size or --width, or more processes, and add --resume"
-    if isinstance(error, dist.DistError) or "gloo" in text or "onnection" in text:
+        return "not enough memory: start again with a smaller --batch-size or --width and another --out, or go on with more processes"
+    if "LOCAL_RANK" in os.environ and (isinstance(error, dist.DistError) or "gloo" in text or "onnection" in text):
         return f"lost the other processes ({text}): start all of them again, with --resume"
     return None
 

@@ -30,7 +30,7 @@ def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
     sim is the cosine, or with W (D, D) DIM(L)'s log-bilinear model y1ᵀ W y2 on y as it is (Eq. 5, Appendix C).  W need not be
     symmetric: in "ntxent" the second anchor's positive is y2ᵀ W y1.
     Memory: (2B, 2N) float32 matrices, 256 MiB each at N = 4096 in one process: with the backward pass 1.0 to 1.6 GiB at the
-    peak (tests/bench.py); never N × N × D.  Raises ValueError for fewer than two examples, since nothing is then k ≠ i."""
+    peak (results/bench.py); never N × N × D.  Raises ValueError for fewer than two examples, since nothing is then k ≠ i."""
     if denominator not in ("paper", "ntxent"):
         raise ValueError(f"the denominator is 'paper' or 'ntxent', not {denominator!r}")
     b = len(y1)
@@ -103,6 +103,8 @@ def cosine_regression(p1, p2, y1, y2):
     """BYOL (Grill et al. 2020, Eq. 2) and SimSiam (Chen & He 2021): no negatives, one view predicts the other.
 
         1/N Σ_i [ 1 - cos(p1_i, y2_i) ] + [ 1 - cos(p2_i, y1_i) ],    0 … 4, 2 at chance
+
+    BYOL's own Eq. 2 is 2 - 2cos: twice this.
 
     p1, p2 (B, D): predictions q(y) of the network that learns; y1, y2 (B, D): the views that they should meet, no
     gradient (of a slow copy of the network for BYOL, of the network itself for SimSiam) → scalar float32/64."""
@@ -202,25 +204,25 @@ class Draws:
         if loss == "hybrid" and group == "trans":
             raise ValueError("a hybrid translates the image and moves along another group: take rot, scale or rotscale")
         self.moves = groups.Translation(size, size) if loss == "hybrid" else self.images  # what a training step does to images
-        self.strength = int(strength * size)  # px
+        self.strength, self.size = strength, size
 
-    def augmentations(self, group):
-        """The elements that T draws from, (M,): all of them, or translations of up to `strength` px along each axis."""
+    def augmentations(self, group, strength):
+        """The elements that T draws from, (M,): all of them, or translations of up to that part of the size along each axis."""
         g = torch.arange(group.order)  # (|G|,)
-        return g[torch.stack(group.signed(g)).abs().amax(0) <= self.strength] if group.spatial else g  # (M,)
+        return g[torch.stack(group.signed(g)).abs().amax(0) <= int(strength * self.size)] if group.spatial else g  # (M,)
 
     def __call__(self, batch, generator=None):
         """→ g0 (B, |g0|), g1 (B,), g2 (B,) long, on the CPU; for a hybrid a1 and a2 (B,) as well."""
         pick = lambda elements: elements[torch.randint(len(elements), (batch,), generator=generator)]  # (B,)
-        change = lambda: pick(self.augmentations(self.moves))  # (B,)
+        change = lambda: pick(self.augmentations(self.moves, self.strength))  # (B,)
         if self.loss in ("hssl", "hybrid"):
             views = self.g0.expand(batch, -1), *groups.sample(self.places, self.allowed, batch, generator)
             return views if self.loss == "hssl" else (*views, change(), change())
         return self.map.shift_base(pick(self.places), self.g0), change(), change()
 
     def moved(self, x, generator):
-        """Images x (B, C_in, H, H), each changed by a T_g of the group studied, drawn as A-SSL draws it → the same shape."""
-        g = self.augmentations(self.images)  # (M,)
+        """Images x (B, C_in, H, H), each changed by a random T_g of the group studied (translation: ±20 %) → the same shape."""
+        g = self.augmentations(self.images, 0.2)  # (M,)
         return self.images.T(x, g[torch.randint(len(g), (len(x),), generator=generator)].to(x.device))  # (B, C_in, H, H)
 
     def distances(self, f, x):

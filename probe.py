@@ -1,4 +1,4 @@
-"""What a finished run has learned: three read-outs of its frozen features, and three distances between them.
+"""What a run has learned: five read-outs of its features, which no longer change, and three distances between them.
 
     python probe.py runs/mnist5k-scale-hssl-equivariant-seed0     # prints a small table, writes probe.json
 
@@ -6,10 +6,11 @@ Needs five siblings: backbones.py, checkpoint.py, data.py, launch.py, losses.py 
 
 Read-outs, in per cent of test images; the network is frozen, and every image is encoded once:
     top1     Appendix B's detached classifier; on MNIST one more (random) group convolution, then a linear layer
-    linear   a linear layer on the pooled fibers: those that h sees, the maximum of them over the lifted axis
+    linear   a linear layer on the fibers pooled over space, and their maximum over the lifted axis
     knn      nearest neighbours among the same vectors
-    fiber    a linear layer on one fiber, f(x)(g0): just what the loss compares
-    moved    the same layer, on test images changed by a random T_g: it keeps `fiber` only if f is invariant at g0
+    fiber    a linear layer on one fiber, f(x)(g0): what h sees
+    moved    the same layer, on test images changed by a random T_g.  It equals `fiber` only if no direction that the layer
+             uses changes, the small ones included; a small distance does not ensure that
 Distances: `losses.distances`.
 """
 import json
@@ -149,15 +150,15 @@ def precision(amp, device):
 
 
 def open_network(folder, data_dir="data"):
-    """A finished run's folder → f with its weights, a fresh classifier, its draws, images and configuration.
+    """A run's folder, with its newest checkpoint → f with its weights, a fresh classifier, its draws, images and configuration.
 
     Raises UsageError if the folder holds something else, data.DataError if the images are not there."""
     try:
         config = dict(json.load(open(os.path.join(folder, "config.json")))["config"])
-        dataset, train_size, seed = (config[k] for k in ("dataset", "train_size", "seed"))
+        dataset, train_size, seed, _, _ = (config[k] for k in ("dataset", "train_size", "seed", "amp", "unfed"))
         weights = torch.load(os.path.join(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)["model"]
     except Exception as error:  # missing, truncated, foreign, hostile: torch has many names for it
-        raise checkpoint.UsageError(f"{folder} holds no finished run ({type(error).__name__}): name a folder that train.py wrote") from None
+        raise checkpoint.UsageError(f"{folder} holds no run ({type(error).__name__}): name a folder that train.py wrote") from None
     try:
         images = data.load(dataset, data_dir, train_size, seed, config.get("test_size"), config.get("image_size"))
         f, _, classifier, draws = network(config, images)
@@ -174,7 +175,8 @@ def draw_curves(folder):
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    lines = [row for row in checkpoint.read_lines(os.path.join(folder, "metrics.jsonl")) if isinstance(row.get("loss"), (int, float))]
+    rows = checkpoint.read_lines(os.path.join(folder, "metrics.jsonl"))
+    lines = [row for row in rows if isinstance(row.get("loss"), (int, float)) and isinstance(row.get("step"), int)]
     if not lines:
         return
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.2), layout="constrained")

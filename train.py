@@ -1,7 +1,7 @@
 """Train one network with one loss, on a laptop, a GPU or many: A-SSL (Eq. 2), H-SSL (Eq. 3), supervised or untrained.
 
     python train.py                                              # 4,000 real digits, two CPU cores, about a minute
-    python train.py --dataset mnist --data-dir data --loss assl  # on a GPU if there is one
+    python train.py --dataset mnist --data-dir data --loss assl  # 500 epochs, as the paper; on a GPU if there is one
     torchrun --nproc_per_node=8 train.py --dataset mnist --group rot --loss hssl
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 train.py --dataset cifar10
 
@@ -10,13 +10,12 @@ Needs all other modules.  A run is a folder: config.json, metrics.jsonl (one JSO
 end curves.png and result.json.  See checkpoint.py for what keeps it safe.
 
 Everything random in step t (the batch, g0, g1, g2) is drawn for the whole batch from a generator seeded with (seed, t);
-each process takes its share.  So a run does not depend on the number of processes, and a resumed run repeats the unbroken
-one: bit for bit on a CPU with the same number of threads.
+each process takes its share.  So a run does not depend on the number of processes (the loss in the log is that of the first
+one's share), and a resumed run repeats the unbroken one: bit for bit on a CPU with the same number of threads.
 
 Exit status: 0; 2 for a problem that the user can mend, told in one line; 128 + the signal for a run that was stopped.
 """
 import argparse
-import contextlib
 import copy
 import hashlib
 import json
@@ -46,7 +45,7 @@ PAPER = dict(epochs=1300, batch_size=4096, lr=0.1, warmup_epochs=10, width=1.0) 
 PRESETS = {"mnist5k": SMALL, "mnist": dict(PAPER, epochs=500), "cifar10": PAPER, "tiny-imagenet": PAPER, "folder": SMALL}
 EXAMPLES = """examples
   a laptop       python train.py
-  one GPU        python train.py --dataset mnist --batch-size 1024
+  one GPU        python train.py --dataset mnist --batch-size 1024        (500 epochs)
   eight GPUs     torchrun --nproc_per_node=8 train.py --dataset mnist --group rot --loss hssl
   two nodes      torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 train.py --dataset cifar10
   a short look   python train.py --dataset mnist --train-size 5000 --epochs 2 --batch-size 256 --lr 2 --warmup-epochs 0.25
@@ -95,11 +94,14 @@ def parse(argv=None):
     for name, value in PRESETS[args.dataset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    args.epochs *= args.loss != "frozen"
-    given = lambda name: getattr(args, name) != p.get_default(name)
-    for name, used in (("max_distance", args.loss in ("hssl", "hybrid")), ("strength", args.group == "trans" and args.loss in ("assl", "frozen")),
-                       ("unfed", args.loss == "frozen"), *((name, args.backbone == "equivariant") for name in ("functions", "pool", "epsilon"))):
-        if given(name) and not used:
+    if args.loss == "frozen":
+        args.epochs = 0
+    learns = args.loss not in ("supervised", "frozen")
+    used = dict(max_distance=args.loss in ("hssl", "hybrid"), distance=args.max_distance is not None, unfed=args.loss == "frozen",
+                strength=args.loss == "hybrid" or args.loss == "assl" and args.group == "trans", tau=learns, objective=learns, base_size=learns,
+                **dict.fromkeys(("functions", "pool", "epsilon"), args.backbone == "equivariant"))
+    for name in used:
+        if getattr(args, name) != p.get_default(name) and not used[name]:
             raise UsageError(f"--{name.replace('_', '-')} has no meaning for --group {args.group} --loss {args.loss} --backbone {args.backbone}: leave it out")
     args.out = args.out or os.path.join("runs", f"{args.dataset}-{args.group}-{args.loss}-{args.backbone}-seed{args.seed}")
     return args
@@ -148,7 +150,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def learning_rate(step, steps, warmup, peak):
-    """Linear from 0 to `peak` over `warmup` steps, then a cosine to 0 at `steps`.  A pure function of the step."""
+    """Linear up to `peak` over `warmup` steps, then a cosine to 0 at `steps`.  A pure function of the step."""
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
@@ -204,10 +206,11 @@ class Objective(nn.Module):
 def main(argv=None):
     """Train, then probe.  Raises UsageError and data.DataError, and SystemExit if a signal stopped the run."""
     args = parse(argv)
-    rank, world, device = launch.start_processes()
+    rank, local, world, device = launch.start_processes()
+    code = checkpoint.code_version()
     dtype = probe.precision(args.amp, device)
     load = lambda: data.load(args.dataset, args.data_dir, args.train_size, args.seed, args.test_size, args.image_size)
-    images = launch.rank0_first(load, rank, device) or load()  # it may have to download them
+    images = launch.rank0_first(load, local, device) or load()  # one process of each machine first: it may have to download
     n = len(images.train_x)
     if args.batch_size > n or args.batch_size % world:
         near = min(args.batch_size, n) // world * world or world
@@ -232,9 +235,11 @@ def main(argv=None):
     momentum = [optimizer.state[p]["v"] for group in optimizer.param_groups for p in group["params"]]  # the shape of each p
     state = lambda: dict(config=json.dumps(config_of(args)), images=pixels, step=step, steps=steps, seconds=seconds, cpu=cpu + time.process_time(),
                          model=model.state_dict(), momentum=momentum, scaler=scaler.state_dict())
-    lock = launch.rank0_first(lambda: checkpoint.open_run(args.out, config_of(args), args.resume, argv=sys.argv, code=checkpoint.code_version(), torch=torch.__version__), rank, device)
+    lock = launch.rank0_first(lambda: checkpoint.open_run(args.out, config_of(args), args.resume, argv=sys.argv, code=code, torch=torch.__version__), rank, device)
     if args.resume:
-        saved, good = checkpoint.load(args.out, state())
+        saved, good, warning = checkpoint.load(args.out, state())
+        if warning and rank == 0:
+            launch.say(warning, "stderr")
         if saved:
             model.load_state_dict(saved["model"])
             torch._foreach_copy_(momentum, [v.to(device) for v in saved["momentum"]])
@@ -248,7 +253,7 @@ def main(argv=None):
         launch.say(f"{args.loss} on {args.dataset}: {n:,} images of {images.train_x.shape[-1]} px, group {args.group}, backbone {args.backbone}, "
               f"{sum(p.numel() for p in model.f.parameters()):,} parameters; batch {args.batch_size} over {world} process{'es' * (world > 1)}, "
               f"learning rate {peak:.3g}, {steps} steps, {str(dtype or torch.float32).split('.')[-1]} on {device.type}")
-        log = open_log(args, step)
+        log = open_log(args, step, code)
 
     # ---- the loop
     x, y = images.train_x.to(device), images.train_y.to(device)  # (N, C_in, H, H), (N,)
@@ -269,7 +274,7 @@ def main(argv=None):
             scaler.scale(loss).backward()
             if launch.max_over_ranks(not finite(loss, model, scaler), device):
                 raise UsageError(f"loss or gradient is not finite at step {step} (epoch {step // per_epoch}), the last checkpoint is kept: "
-                                 "take a smaller --lr, more --warmup-epochs, or --amp off")
+                                 "start again with a smaller --lr, more --warmup-epochs or --amp off, and another --out")
             scaler.step(optimizer)
             scaler.update()
             model.update_target()
@@ -306,7 +311,7 @@ def main(argv=None):
     result = probe.evaluate(model.f, model.classifier, model.draws, images, device, dtype, args.seed, quiet=False, feed=not args.unfed)
     result |= dict(parameters=sum(p.numel() for p in model.f.parameters()), train_seconds=round(seconds, 2), cpu_seconds=round((cpu + time.process_time()) * world, 1),
                    images_per_second=round(steps * args.batch_size / seconds, 1) if seconds else None, processes=world,
-                   threads=torch.get_num_threads(), code=checkpoint.code_version(), torch=torch.__version__, **config_of(args))
+                   threads=torch.get_num_threads(), code=code, torch=torch.__version__, **config_of(args))
     with checkpoint.atomic_write(os.path.join(args.out, "result.json")) as file:
         json.dump(result, file, indent=1)
     launch.say(f"{probe.report(result)}\ntrained {seconds:.0f} s   {args.out}")
@@ -340,12 +345,12 @@ def measure(args, model, y1, y2, x):
     return losses.diagnostics(y1, y2) | dict(chance=chance) | means
 
 
-def open_log(args, step):
+def open_log(args, step, code):
     """metrics.jsonl, opened to append, without the lines of steps that will be done again."""
     path = os.path.join(args.out, "metrics.jsonl")
-    kept = [row for row in checkpoint.read_lines(path)[1:] if isinstance(row.get("step"), int) and row["step"] <= step]
+    kept = [row for row in checkpoint.read_lines(path) if isinstance(row.get("step", 0), int) and row.get("step", 0) <= step]
     with checkpoint.atomic_write(path) as file:
-        for row in [dict(argv=sys.argv, code=checkpoint.code_version(), config=config_of(args)), *kept]:
+        for row in kept or [dict(argv=sys.argv, code=code, config=config_of(args))]:
             file.write(json.dumps(row) + "\n")
     return open(path, "a")
 

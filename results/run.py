@@ -75,8 +75,8 @@ def rows_of(folder="results"):
 
 
 def left(experiments, budget="cpu"):
-    """[(experiment, flags)] of the runs that have no line yet.  A line that another experiment has is copied to this one's."""
-    rows, jobs, defaults = rows_of(), {}, vars(train.parse([]))
+    """[(experiment, flags)] of the runs that have no line yet, and [(experiment, row)] of lines that another experiment has."""
+    rows, jobs, shared, defaults = rows_of(), {}, [], vars(train.parse([]))
     for experiment in experiments:
         for flags in EXPERIMENTS[experiment]:
             flags = " ".join(flags.split())
@@ -87,13 +87,16 @@ def left(experiments, budget="cpu"):
             if not found:
                 jobs.setdefault(json.dumps(config), (experiment, flags))
             elif experiment not in (name for name, _ in found):
-                append(experiment, found[0][1])
-    return list(jobs.values())
+                shared.append((experiment, found[0][1]))
+    return list(jobs.values()), shared
 
 
 def append(experiment, row):
-    with open(os.path.join(ROOT, "results", f"{experiment}.jsonl"), "a") as file:
-        file.write(json.dumps(row) + "\n")
+    """One more line in results/EXPERIMENT.jsonl; a torn line before it stays by itself."""
+    with open(os.path.join(ROOT, "results", f"{experiment}.jsonl"), "a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        file.write(b"\n" * (file.read() not in (b"", b"\n")) + json.dumps(row).encode() + b"\n")
 
 
 def work(jobs, lock, running, options, problem):
@@ -104,16 +107,18 @@ def work(jobs, lock, running, options, problem):
                 return
             experiment, flags = jobs.pop(0)
         print(f"{time.strftime('%H:%M')} {experiment}: {flags}   ({len(jobs)} left)", flush=True)
-        out = os.path.join("runs", f"{experiment}-{zlib.crc32(flags.encode()):08x}")
-        command = [sys.executable, os.path.join(ROOT, "train.py"), *shlex.split(flags), "--data-dir", options.data_dir, "--out", out]
+        out = os.path.join(ROOT, "runs", f"{experiment}-{zlib.crc32(flags.encode()):08x}")
+        command = [sys.executable, os.path.join(ROOT, "train.py"), *shlex.split(flags), "--data-dir", os.path.abspath(options.data_dir), "--out", out]
         command += ["--resume"] * os.path.exists(os.path.join(out, "config.json"))
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
                                    env=dict(os.environ, OMP_NUM_THREADS="1"))
         running.add(process)
+        if options.stopping:  # since this job was taken
+            process.send_signal(signal.SIGTERM)
         told = process.communicate()[1]
         running.discard(process)
         with lock:
-            if process.returncode == 0:
+            if process.returncode == 0 and os.path.exists(os.path.join(out, "result.json")):
                 row = json.load(open(os.path.join(out, "result.json")))
                 curve = [line for line in checkpoint.read_lines(os.path.join(out, "metrics.jsonl")) if "top1" in line]  # --probe-epochs
                 append(experiment, row | dict(curve=curve) if curve else row)
@@ -134,7 +139,7 @@ def main():
     if unknown:
         p.error(f"no experiment is called {', '.join(sorted(unknown))}: take {', '.join(EXPERIMENTS)}")
     names = options.experiments or list(EXPERIMENTS)
-    jobs = left(names, options.budget)
+    jobs, _ = left(names, options.budget)
     if options.list:
         print("\n".join(f"python train.py {flags}" for _, flags in jobs))
         rows = rows_of()
@@ -157,7 +162,10 @@ def main():
         time.sleep(0.5)
         if time.time() > options.until and not options.stopping:
             stop()
-    print(f"{len(left(names, options.budget))} runs left", flush=True)
+    jobs, shared = left(names, options.budget)
+    for experiment, row in shared:
+        append(experiment, row)
+    print(f"{len(jobs)} runs left", flush=True)
     if problem:
         sys.exit("run.py: a run failed\n" + problem[0])
 

@@ -75,16 +75,16 @@ def mean_over_g(row, name):
 
 def profile(runs, name, digits=2):
     """A distance for g = 1, 2, … as text, each the mean over seeds; "none" if Γ_g does not exist there."""
-    lists = [row[name] for row in runs if row[name]]
+    lists = [row[name] for row in runs if row[name] and None not in row[name]]
     return " ".join(f"{statistics.mean(v):.{digits}f}" for v in zip(*lists)) if lists else "none"
 
 
 def cost(rows):
     hours = sum(row["cpu_seconds"] for row in rows) / 3600
     sizes = sorted({(DATA[r["dataset"]], r["train_images"], r["test_images"], r["epochs"], r["width"]) for r in rows if r["epochs"]})
-    what = "; ".join(f"{d}, {n:,} training and {m:,} test images, {e} epochs, width {w:g}" for d, n, m, e, w in sizes)
+    what = "; ".join(f" {d}, {n:,} training and {m:,} test images, {e} epochs, width {w:g}" for d, n, m, e, w in sizes)
     commits = ", ".join(sorted({str(row["code"]) for row in rows}))
-    return f"*{len(rows)} runs, {hours:.1f} hours of one CPU core. {what}. Code: {commits}.*"
+    return f"*{len(rows)} runs, {hours:.1f} hours of one CPU core.{what}{'.' * bool(what)} Code: {commits}.*"
 
 
 # ---------------------------------------------------------------- tables
@@ -124,6 +124,16 @@ def scale_repaired():
     kinds = [(f"{'the paper' if (f, p) == (None, 'mean') else f'{f or 11} functions, {p} over space'}, {LOSSES[l]}", dict(functions=f, pool=p, loss=l))
              for f in (None, 3) for p in ("mean", "max") for l in ("frozen", "hssl", "assl")]
     return table(rows_of("scale_repaired"), kinds, FAR + READ)
+
+
+def scale_error():
+    rows = rows_of("scale_error")
+    lines = ["| the network | Eq. 1's error over its null | equation1 | invariance |", "|---|---|---|---|"]
+    for name in dict.fromkeys(r["name"] for r in rows):
+        runs = list(pick(rows, name=name).values())
+        ratio = [mean_over_g(r, "equation1") / mean_over_g(r, "invariance") for r in runs]
+        lines.append(f"| {name} | {spread(ratio, 2)} | {profile(runs, 'equation1')} | {profile(runs, 'invariance')} |")
+    return "\n".join(lines)
 
 
 def rotation_long():
@@ -171,7 +181,7 @@ def claim(text, what, a, b, margin=None):
     else:
         verdict = "holds" if mean > half else "fails" if mean < -half else "undecided"
     wanted = seeds_needed(values, max(1e-9, margin - abs(mean) if margin is not None and margin > abs(mean) else abs(mean)))
-    price = f"about {wanted} seeds would decide, {len(seeds)} were run" if verdict == "undecided" else ""
+    price = f"{'1,000 seeds or more' if wanted == 1000 else f'about {wanted} seeds'} would decide, {len(seeds)} were run" if verdict == "undecided" else ""
     return dict(claim=text, what=what, mean=mean, half=half, margin=margin, seeds=len(seeds), verdict=verdict, price=price)
 
 
@@ -189,8 +199,11 @@ def claims():
         gain = [v - get("frozen", "top1")[s] for s, v in get("hssl", "top1").items() if s in get("frozen", "top1")]
         found.append(claim("C1: A-SSL and H-SSL reach the same top-1 (margin: half of H-SSL's gain over untrained)", f"top-1, A - H, {GROUPS[group]}",
                            get("assl", "top1"), get("hssl", "top1"), abs(statistics.mean(gain)) / 2 if gain else None))
-    found.append(claim("C2: H-SSL gains from translation to scale", "top-1, H scale - H translation, MNIST",
-                       of(rows_of("learned"), "top1", group="scale", loss="hssl"), of(rows_of("learned"), "top1", group="trans", loss="hssl")))
+    gains = {}
+    for group in ("scale", "trans"):
+        h, frozen = (of(rows_of("learned"), "top1", group=group, loss=loss) for loss in ("hssl", "frozen"))
+        gains[group] = {s: h[s] - frozen[s] for s in h.keys() & frozen.keys()}
+    found.append(claim("C2: H-SSL gains more over untrained for scale than for translation", "top-1, gain for scale - gain for translation", gains["scale"], gains["trans"]))
     return [row for row in found if row]
 
 
@@ -209,6 +222,7 @@ TABLES = {  # name → what makes it, its heading, what it shows
     "claims": (claims_table, "Claims", "Differences are paired by seed."),
     "unfed": (unfed, "Two readings of an untrained network", "BatchNorm fed with 2,048 training images (all other tables), or left at mean 0 and variance 1."),
     "knob": (knob, "One knob: equivariance broken by ε", "The exact C4 network; each element's coefficients are changed by ε·‖w‖ and stay so."),
+    "scale_error": (scale_error, "How near to Eq. 1 a scale network can be", "Untrained, half the width, two seeds; one choice changed at a time. Below 1, Γ_g predicts the shrunk digit's features better than doing nothing does."),
     "scale_repaired": (scale_repaired, "A scale network that is nearer to Eq. 1", "Basis functions of the first layer, and how fibers are read off space."),
     "rotation_long": (rotation_long, "MNIST rotation for as many steps as the paper", "7,488 steps at a peak rate of 1.6; the curve is in rotation_long.png."),
     "strength": (strength, "Augmentation strength and bundle distance", "Both losses against the largest displacement between two views; MNIST, translation."),
@@ -225,9 +239,11 @@ def main(names):
         return
     parts = [open(os.path.join(FOLDER, "ABOUT.md")).read().rstrip()]
     for name, (make, heading, shows) in TABLES.items():
-        there = rows_of("learned" if name == "claims" else name)
+        command = {"claims": "results/run.py learned", "scale_error": "results/scale_error.py"}.get(name, f"results/run.py {name}")
+        there = {(r["loss"], r.get("epsilon"), r.get("functions"), r.get("unfed"), r.get("max_distance")) for r in rows_of("learned" if name == "claims" else name)}
         picture = f"\n\n![{heading}]({name}.png)" if os.path.exists(os.path.join(FOLDER, f"{name}.png")) else ""
-        parts.append(f"## {heading}\n\n{shows}\n\n" + (f"`python results/run.py {name}`\n\n{make()}{picture}" if there else f"Not run yet: `python results/run.py {name}`"))
+        text = f"{make()}{picture}" if len(there) > (0 if name == "scale_error" else 2) else "Not run yet."
+        parts.append(f"## {heading}\n\n{shows} `python {command}`\n\n{text}")
     with open(os.path.join(FOLDER, "README.md"), "w") as file:
         file.write("\n\n".join(parts) + "\n")
 

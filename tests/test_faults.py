@@ -672,7 +672,7 @@ def test_a_folder_that_can_not_be_probed_is_told(tiny, tmp_path, finished, spoil
 
 def test_the_probe_says_it_in_one_line(tmp_path):
     done = subprocess.run([sys.executable, os.path.join(ROOT, "probe.py"), "nowhere"], cwd=tmp_path, text=True, capture_output=True)
-    assert done.returncode == 2 and done.stderr.startswith("probe.py: nowhere holds no finished run") and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and done.stderr.startswith("probe.py: nowhere holds no run") and done.stderr.count("\n") == 1
 
 
 @pytest.fixture(scope="module")

@@ -102,11 +102,12 @@ def test_the_queue_lists_each_run_once_and_shares_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "ROOT", str(tmp_path))
     flags = ["--group rot --seed 0", "--group rot  --seed 0", "--group rot --seed 1"]
     monkeypatch.setattr(run, "EXPERIMENTS", {"one": flags, "two": flags[:1]})
-    assert run.left(["one", "two"]) == [("one", "--group rot --seed 0"), ("one", "--group rot --seed 1")]
+    assert run.left(["one", "two"]) == ([("one", "--group rot --seed 0"), ("one", "--group rot --seed 1")], [])
+    (tmp_path / "results/one.jsonl").write_text('{"torn')
     run.append("one", run.train.config_of(run.train.parse(["--group", "rot"])) | dict(top1=5.0))
-    assert run.left(["one", "two"]) == [("one", "--group rot --seed 1")]
-    assert [row["top1"] for _, row in run.rows_of()] == [5.0, 5.0]  # the second experiment has its own line now
-    assert run.left(["two"]) == []
+    jobs, shared = run.left(["one", "two"])
+    assert jobs == [("one", "--group rot --seed 1")] and [(name, row["top1"]) for name, row in shared] == [("two", 5.0)]
+    assert [name for name, _ in run.rows_of()] == ["one"]  # to look changes nothing
 
 
 def test_every_experiment_is_made_of_legal_flags():
