@@ -1,4 +1,5 @@
 """The learned homomorphism: Γ and its gradient, what the loss is at known networks, and what it says where it means nothing."""
+import functools
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from torch import nn
 
 import data
 import losses
+import probe
 from backbones import MNISTNet
 from checkpoint import UsageError
 from groups import Rotation
@@ -209,6 +211,7 @@ def test_a_bad_flag_is_told_in_one_line():
 def test_the_command_appends_one_row(tmp_path, monkeypatch, capsys):
     """On 64 digits made of arithmetic: the flags, what was found, and the same for the untrained network."""
     x, y = (255 * blobs(64, 29, dtype=torch.float32)).clamp(0, 255).byte(), torch.arange(64) % 4  # (64, 1, 29, 29), (64,)
+    monkeypatch.setattr(probe, "linear_accuracies", functools.partial(probe.linear_accuracies, steps=3, epochs=1))  # seconds, not minutes
     monkeypatch.setattr(data, "load", lambda *args: data.Data(x, y, x, y, 4, "mnist"))
     for seed in "01":
         main(f"--width 0.05 --epochs 1 --batch-size 32 --seed {seed} --out {tmp_path / 'rows'}".split())
