@@ -1,0 +1,264 @@
+"""The homomorphism, learned: a network without built-in structure learns f and Γ_g at once, for C4 (quarter turns).
+
+    python homomorphism.py --share 0.1 --lam 10 --seed 0         # an MLP on 4,000 digits, one JSON row, one or two minutes
+    python homomorphism.py --given --share 0.03 --out rows.jsonl # Γ is the cyclic permutation, only f learns
+    python homomorphism.py --one-way --start identity            # what goes wrong without the inverse, see `equation1`
+
+Keller, Suau & Zappella (2022), Section 6: "one field of research which appears particularly promising for future work is the
+integration of learned homomorphisms with H-SSL. In the H-SSL framework, a learned homomorphism can be seen as equivalent to
+a learned augmentation."  This is a first version of it, and not in the paper.  Needs all other modules.
+
+f's features are read as four fibers v = f(x) (B, 4, C).  One matrix A (4, 4) stands for the generator, and Γ_g = A^g acts on
+the fiber axis, the same for all channels.  What is learned:
+
+    L = InfoNCE( h((Γ_g1 v)(g0)), h((Γ_g2 v)(g0)) )  +  λ · ‖f(T_g x) - Γ_g f(x)‖² / ‖f(T_g x) - f(x)‖²    (in both directions, see `equation1`)
+
+The first term is H-SSL (Eq. 3) with v(g⁻¹·g0) := (Γ_g v)(g0).  The second is the error of Eq. 1 over its null, the error of Γ_g = 1.
+It needs images that are turned, but only for a share of each batch, with g uniform in 1, 2, 3.  share 0: H-SSL on a network
+without structure (Table 2).  share 1: two passes for each image, the cost of A-SSL.  ‖A⁴ - 1‖ is measured.
+
+A learns from the second term alone.  The first asks for two equal views, and Γ = 1 gives them without any learning.
+Everything runs on the CPU, in one process.
+
+What related methods assume, and what they learn
+                                            g of a pair      T_g              Γ_g
+    Homomorphism AutoEncoder, Keurti 2022   known            only observed    learned: a matrix for each g
+    SEN, Park 2022                          known            only observed    given
+    CARE, Gupta 2023                        not needed       applied          orthogonal, not written out
+    EquiMod, Devillers & Lefort 2023        known            applied          learned: a network of (z, g), no group law
+    SIE, Garrido 2023                       known            applied          learned: a network makes it from g, no group law
+    H-SSL, Keller 2022                      drawn            not applied      built into f
+    here                                    drawn            on a share       learned: A^g (or given)
+"""
+import argparse
+import copy
+import json
+import sys
+
+import torch
+from torch import nn
+
+import backbones
+import data
+import groups
+import launch
+import losses
+import probe
+import train
+from checkpoint import UsageError
+
+C4 = groups.Rotation()
+
+
+# ---------------------------------------------------------------- Γ, and the two terms of the loss
+def four_fibers(z, pool="mean"):
+    """z (B, C', G, H', W'), G a multiple of 4, averaged over space and read as four fibers v (B, 4, C), C = C'·G/4.
+
+    The MLP's 16 fibers become four fibers of four times the channels: a 16 × 16 Γ of four equal blocks, A in each."""
+    return groups.fibers(z, C4, pool).unflatten(1, (4, -1)).flatten(2)  # (B, 4, C)
+
+
+def cycle():
+    """The given A: the permutation (A v)(r) = v(r - 1), so that (Γ_g v)(r) = v(g⁻¹·r) as in groups.Rotation.  (4, 4)."""
+    return torch.eye(4).roll(1, 0)  # (4, 4)
+
+
+def start(name, noise=0.01):
+    """The A that learning starts from, (4, 4): "random", orthogonal; "identity", 1 + noise·N(0, 1); "cycle", the given one.
+
+    A 4-cycle has the eigenvalues 1, i, -1, -i, so its determinant is -1.  That of 1 is +1: on the way from the identity one
+    eigenvalue has to pass through 0, where A forgets a part of v."""
+    if name == "random":
+        return nn.init.orthogonal_(torch.empty(4, 4))  # (4, 4)
+    return cycle() if name == "cycle" else torch.eye(4) + noise * torch.randn(4, 4)  # (4, 4)
+
+
+def Gamma(A, v, g):
+    """Γ_g v = A^g v on the fiber axis: A (4, 4), v (B, 4, C), g (B,) long, 0 … 3 → (B, 4, C)."""
+    powers = torch.stack([torch.linalg.matrix_power(A, k) for k in range(4)])  # (4, 4, 4): 1, A, A², A³
+    return powers[g] @ v  # (B, 4, C)
+
+
+def views(v, h, A, g0, g1, g2):
+    """Eq. 3 with Γ in the place of the moved base space: h((Γ_g1 v)(g0)) and h((Γ_g2 v)(g0)).
+
+    v (B, 4, C); h: head; A (4, 4); g0 (B, |g0|), g1, g2 (B,) long → y1, y2 (B, D), the arguments of `losses.info_nce`.
+    With A = cycle() this is losses.h_ssl; with A = 1 the two views are equal."""
+    y = torch.cat([groups.bundle(Gamma(A, v, g), g0) for g in (g1, g2)])  # (2B, |g0|·C)
+    return h(y).chunk(2)  # (B, D) twice
+
+
+def equation1(moved, v, A, g, one_way=False):
+    """Eq. 1's error over its null, in both directions; the mean over the g that occur of
+
+        ½ Σ ( ‖f(T_g x) - Γ_g f(x)‖² + ‖f(x) - Γ_g⁻¹ f(T_g x)‖² )  /  Σ ‖f(T_g x) - f(x)‖²,    0 exact, 1 for Γ_g = 1
+
+    moved = f(T_g x), v = f(x) (k, 4, C); A (4, 4); g (k,) long, 1 … 3 → scalar.  Each sum runs over the images with the same g: a
+    ratio for each image would be ruled by images that T_g hardly changes, one for all g by the g that change f most.
+
+    The second direction needs no further image, and Γ_g⁻¹ = A^(4-g) is a product of A with itself, no inverse.  Without it
+    (one_way) Γ need not be a group's action: x is upright, so A = 0 with f(T_g x) = 0, or a projection, is a solution.
+    The null carries gradient: the ratio then has no gradient along f → c·f, nor any towards f(T_g x) = f(x).  A null without
+    gradient leaves that of the error alone, which a smaller f and an invariant f both make smaller.
+    Raises ValueError for 0/0, a null that is no more than rounding: f is constant, or invariant."""
+    square = lambda a: a.new_zeros(4).index_add(0, g, a.pow(2).sum((1, 2)))  # (4,): a sum for each g
+    error, null = square(moved - Gamma(A, v, g)), square(moved - v)  # (4,) twice
+    if not one_way:
+        error = (error + square(v - Gamma(A, moved, C4.inverse(g)))) / 2  # (4,)
+    drawn = torch.bincount(g, minlength=4) > 0  # (4,)
+    if (null <= (10 * torch.finfo(v.dtype).eps) ** 2 * square(v))[drawn].any():
+        raise ValueError("f gives x and T_g x the same features, so Eq. 1's error over its null is 0/0: f is constant or invariant")
+    return (error[drawn] / null[drawn]).mean()
+
+
+@torch.no_grad()
+def measure(f, A, x):
+    """What f makes of T_g and how well A^g follows, for g = 1, 2, 3: x (B, C_in, H, H), f in evaluation mode → a dict.
+
+        invariance   √ mean ‖f(T_g x) - f(x)‖², in units of the distance between two different images (as losses.distances)
+        equation1    √ mean ‖f(T_g x) - Γ_g f(x)‖², in the same units
+        axis         √ mean ‖Γ_g f(x) - f(x)‖², how much Γ_g does, in the same units
+        over_null    equation1 / invariance: 0 exact, 1 if Γ_g does nothing.  A = 0 gives less than 1 as well: 1/√2 = 0.71 where f(x)
+                     and f(T_g x) are orthogonal and equally long.  So read it beside `cyclic`
+        orbit        the same ratio over all four turns of each x: Eq. 1 is a claim about turned images too
+        best         what orbit would be for the best matrix M_g (4, 4) of each g alone (least squares, no group law)
+        cyclic       ‖A⁴ - 1‖ (Frobenius); eigenvalues: of A, [real, imaginary] each (a 4-cycle: 1, i, -1, -i)
+
+    None in the place of a number that is 0/0."""
+    g = torch.arange(4, device=x.device)  # (4,)
+    v = torch.stack([four_fibers(f(C4.T(x, k.expand(len(x)))), f.pool).double() for k in g])  # (4, B, 4, C): f(T_k x)
+    A = A.detach().double()  # (4, 4)
+    rms = lambda a: a.pow(2).sum((-1, -2)).mean().sqrt()
+    two_images = (2 * v[0].flatten(1).var(0).sum()).sqrt()  # ()
+    over = lambda a, b: float(a / b) if b > 1e-6 * rms(v) else None  # f computes in float32
+    found = {name: [] for name in ("invariance", "equation1", "axis", "over_null", "orbit", "best")}
+    for k in (1, 2, 3):
+        power, moved = torch.linalg.matrix_power(A, k), v.roll(-k, 0)  # (4, 4), (4, B, 4, C): f(T_k T_a x)
+        rows, target = (t.transpose(2, 3).flatten(0, 2) for t in (v, moved))  # (4·B·C, 4) twice: rows · M_kᵀ = target
+        M = (torch.linalg.pinv(rows.T @ rows) @ (rows.T @ target)).T  # (4, 4)
+        null, error = rms(moved[0] - v[0]), rms(moved[0] - power @ v[0])  # () twice
+        values = (over(null, two_images), over(error, two_images), over(rms(power @ v[0] - v[0]), two_images), over(error, null),
+                  over(rms(moved - power @ v), rms(moved - v)), over(rms(moved - M @ v), rms(moved - v)))
+        for name, value in zip(found, values):
+            found[name].append(value)
+    cyclic = (torch.linalg.matrix_power(A, 4) - torch.eye(4).to(A)).norm()  # ()
+    return found | dict(cyclic=float(cyclic), eigenvalues=torch.view_as_real(torch.linalg.eigvals(A)).tolist())
+
+
+# ---------------------------------------------------------------- networks without structure
+class CNN4(nn.Module):
+    """Table 2's CNN (MNIST) with four times the channels instead of six, read as four fibers: z (B, 128·width, 4, 8, 8).
+
+    The network for rotations with extent 1 is one setting of its weights (if both widths round alike), so Eq. 1 can be met exactly."""
+
+    independent, order, pool = False, 4, "mean"
+
+    def __init__(self, width=1.0, c_in=1, normalise=nn.Identity()):
+        super().__init__()
+        self.net = backbones.MNISTNet(width=4 * width, c_in=c_in, normalise=normalise, conv=backbones.PlainConv)
+        self.channels, self.stride, self.geometry = self.net.channels // 4, self.net.stride, self.net.geometry
+
+    def forward(self, x):
+        return self.net(x)[:, :, 0].unflatten(1, (4, self.channels)).transpose(1, 2)  # (B, C, 4, H', W')
+
+
+def networks(backbone, width, images):
+    """f "mlp" | "cnn", its head h, probe.py's classifier and draws, for images (a data.Data)."""
+    c_in, size = images.train_x.shape[1], images.train_x.shape[-1]
+    inside = dict(width=width, normalise=backbones.Normalise(*data.mean_std(images.train_x)))
+    f = backbones.MLP(c_in * size * size, **inside) if backbone == "mlp" else CNN4(c_in=c_in, **inside)
+    features = f.order * f.channels  # all of z
+    h = backbones.Head(features // 4, [backbones.scaled(128, width)] * 3)
+    classifier = backbones.MNISTClassifier(features, images.classes, convolve=backbone != "mlp", structured=False)
+    return f, h, classifier, losses.Draws("hssl", "rot", False, f.order, size, 8, f.stride)
+
+
+# ---------------------------------------------------------------- learning, and the command
+def learn(f, h, A, x, share=0.1, lam=10.0, one_way=False, epochs=20, batch_size=256, lr=2.0, warmup_epochs=1, seed=0):
+    """Train f, h and (if it requires a gradient) A in place by L on images x (N, C_in, H, H) uint8; LARS and its schedule as in train.py.
+
+    The first round(share·batch_size) images of each batch are turned, and pass through f together with the batch, so that
+    BatchNorm sees both.  Raises ValueError if f becomes constant or invariant, or the loss is not finite."""
+    params = [*f.parameters(), *h.parameters(), *([A] if A.requires_grad else [])]
+    optimizer, per_epoch, k = train.LARS(params), len(x) // batch_size, round(share * batch_size)
+    f.train(), h.train()
+    for step in range(epochs * per_epoch):
+        order = torch.randperm(len(x), generator=train.seeded(seed, step // per_epoch, 1))  # (N,)
+        batch = x[order[step % per_epoch * batch_size:][:batch_size]].float() / 255  # (B, C_in, H, H)
+        g1, g2 = torch.randint(4, (2, batch_size), generator=train.seeded(seed, step, 2))  # (B,) twice
+        g = torch.randint(1, 4, (k,), generator=train.seeded(seed, step, 3))  # (k,)
+        v = four_fibers(f(torch.cat([batch, C4.T(batch[:k], g)])), f.pool)  # (B + k, 4, C)
+        loss = losses.info_nce(*views(v[:batch_size], h, A.detach(), torch.zeros_like(g1)[:, None], g1, g2))  # ()
+        if k and lam:
+            loss = loss + lam * equation1(v[batch_size:], v[:k], A, g, one_way)  # ()
+        if not loss.isfinite():
+            raise ValueError(f"the loss is not finite at step {step}: take a smaller --lr or --lam")
+        for group in optimizer.param_groups:
+            group["lr"] = train.learning_rate(step, epochs * per_epoch, warmup_epochs * per_epoch, lr * batch_size / 256)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return float(loss.detach()) if epochs else None
+
+
+def parse(argv=None):
+    """The command line → a namespace.  Raises UsageError."""
+    p = launch.Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    add, choice = p.add_argument, lambda name, values, text: p.add_argument(name, choices=values, default=values[0], help=f"{text} (default {values[0]})")
+    choice("--dataset", ("mnist5k", "mnist"), "which images; mnist5k needs no download")
+    add("--data-dir", default="data", help="where the images are, or where they are downloaded to (default data)")
+    choice("--backbone", ("mlp", "cnn"), "Table 2's MLP, or its CNN with four times the channels")
+    add("--width", type=launch.number(float, 0, 16, above=True), default=1.0, help="multiplies every number of channels (default 1)")
+    add("--share", type=launch.number(float, 0, 1), default=0.1, help="share of each batch that is turned (default 0.1)")
+    add("--lam", type=launch.number(float, 0, 1e6), default=10.0, help="λ, the weight of Eq. 1's error over its null (default 10)")
+    add("--one-way", action="store_true", help="only f(T_g x) = Γ_g f(x), not its inverse")
+    choice("--start", ("random", "identity", "cycle"), "the A that learning starts from")
+    add("--given", action="store_true", help="A is the cyclic permutation, and only f learns")
+    add("--epochs", type=launch.number(int, 1, 1e6), default=20, help="passes over the training images (default 20)")
+    add("--batch-size", type=launch.number(int, 2, 1e6), default=256, help="images in a step (default 256)")
+    add("--lr", type=launch.number(float, 0, 1e6), default=2.0, help="base learning rate; the peak rate is lr * batch size / 256 (default 2)")
+    add("--warmup-epochs", type=launch.number(float, 0, 1e6), default=1, help="epochs of linear warm-up before the cosine (default 1)")
+    add("--seed", type=launch.number(int, 0, 2 ** 31 - 1), default=0, help="of the weights, A, the batches and the group elements (default 0)")
+    add("--out", metavar="FILE", help="also append the row to this file")
+    args = p.parse_args(argv)
+    if args.given and args.start != "random":
+        raise UsageError("--start has no meaning with --given, which fixes A: leave one of them out")
+    if args.one_way and not args.share * args.lam:
+        raise UsageError("--one-way has no meaning where --share or --lam is 0: leave it out")
+    if args.share and not round(args.share * args.batch_size):
+        raise UsageError(f"--share {args.share:g} of --batch-size {args.batch_size} is no image: take --share 0, or at least {1 / args.batch_size:g}")
+    args.start = "cycle" if args.given else args.start
+    return args
+
+
+def look(f, classifier, draws, A, images, seed):
+    """probe.py's read-outs and `measure`, on at most 1,024 test images, of the network as it is: a dict.  f itself is not changed."""
+    f, classifier = copy.deepcopy((f, classifier))  # the probe sets modes and may feed BatchNorm
+    found = probe.evaluate(f, classifier, draws, images, torch.device("cpu"), seed=seed)
+    return {name: found[name] for name in probe.READOUTS} | measure(f, A, images.test_x[:1024].float() / 255)
+
+
+def main(argv=None):
+    """Train one setting → one JSON row: its flags, what `look` found, and the same for the untrained network.  Raises UsageError."""
+    args = parse(argv)
+    images = data.load(args.dataset, args.data_dir)
+    if args.batch_size > len(images.train_x):
+        raise UsageError(f"--batch-size {args.batch_size} is more than the {len(images.train_x)} training images: take a smaller one")
+    torch.manual_seed(args.seed)
+    f, h, classifier, draws = networks(args.backbone, args.width, images)
+    A = nn.Parameter(start(args.start), requires_grad=not args.given)  # (4, 4)
+    untrained = look(f, classifier, draws, A, images, args.seed)
+    try:
+        loss = learn(f, h, A, images.train_x, args.share, args.lam, args.one_way, args.epochs, args.batch_size, args.lr, args.warmup_epochs, args.seed)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    row = {name: value for name, value in vars(args).items() if name not in ("data_dir", "out")}
+    row |= dict(loss=loss) | look(f, classifier, draws, A, images, args.seed) | dict(untrained=untrained)
+    if args.out:
+        with open(args.out, "a") as file:
+            file.write(json.dumps(row) + "\n")
+    launch.say(json.dumps(row))
+
+
+if __name__ == "__main__":
+    sys.exit(launch.command(main, "homomorphism.py"))
