@@ -185,7 +185,7 @@ def draw_curves(folder):
         for name in names:
             points = [(row["step"], row[name]) for row in lines if row.get(name) is not None]
             if points:
-                ax.plot(*zip(*points), ":" if name == "chance" else "-", label=name.replace("_", " "))
+                ax.plot(*zip(*points), {"chance": ":", "axis": "--"}.get(name, "-"), label=name.replace("_", " "))
         ax.set_xlabel("step")
         if ax.lines:
             ax.legend(fontsize=8)

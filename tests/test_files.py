@@ -1,5 +1,6 @@
 """What the README promises of the files: each works alone, the notebooks run, the snippet prints what it says."""
 import glob
+import json
 import os
 import re
 import shutil
@@ -9,7 +10,11 @@ import sys
 import nbclient
 import nbformat
 import pytest
+import torch
 from conftest import ROOT
+
+import data
+import probe
 
 SIBLINGS = {"groups.py": [], "gconv.py": [], "data.py": [], "losses.py": ["groups.py"], "backbones.py": ["gconv.py", "groups.py"],
             "checkpoint.py": []}
@@ -51,12 +56,13 @@ def test_readme_snippet_prints_what_it_says(tmp_path):
 @pytest.mark.parametrize("page", ["README.md", "results/README.md"])
 def test_links_and_anchors_lead_somewhere(page):
     text = open(os.path.join(ROOT, page)).read()
-    headings = {re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in text.splitlines() if line.startswith("#")}
+    slug = lambda line: re.sub(r"[^\w -]", "", line.strip().lstrip("# ")).lower().replace(" ", "-")  # as the usual hosts make them
     for link in re.findall(r"\]\(([^)]+)\)", text):
         path, _, anchor = link.partition("#")
         if "://" not in link:
-            assert os.path.exists(os.path.join(ROOT, os.path.dirname(page), path)), link
-            assert not anchor or anchor in headings, link
+            target = os.path.join(ROOT, os.path.dirname(page), path) if path else os.path.join(ROOT, page)
+            assert os.path.exists(target), link
+            assert not anchor or anchor in {slug(line) for line in open(target) if line.startswith("#")}, link
 
 
 def test_tests_that_the_readme_names_are_there():
@@ -90,3 +96,15 @@ def test_notebook_runs(path):
     """From start to end in a fresh kernel; every claim in it is an assert."""
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": os.path.dirname(path)}}).execute()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(glob.glob(os.path.join(ROOT, "notebooks", "weights", "*.pt"))), ids=os.path.basename)
+def test_the_weights_give_the_numbers_beside_them(path):
+    """Within one standard error of 1,000 digits: half precision differs a little from machine to machine."""
+    images, stated = data.load("mnist5k"), json.load(open(path + ".json"))
+    f, _, classifier, draws = probe.network(stated, images)
+    f.load_state_dict(torch.load(path, weights_only=True))
+    found = probe.evaluate(f, classifier, draws, images, torch.device("cpu"))
+    assert all(abs(found[name] - stated[name]) <= (stated[name] * (100 - stated[name]) / 1000) ** 0.5 for name in ("linear", "knn", "fiber"))
+    assert torch.allclose(torch.tensor(found["invariance"]), torch.tensor(stated["invariance"]), atol=1e-3)

@@ -19,6 +19,7 @@ from checkpoint import UsageError
 from groups import Rotation
 from homomorphism import CNN4, Gamma, cycle, equation1, four_fibers, learn, main, measure, start, views
 
+pytestmark = pytest.mark.slow
 C4 = Rotation()
 
 
