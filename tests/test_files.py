@@ -30,6 +30,7 @@ TRY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIBLINGS)
 def test_a_file_copied_out_works_with_only_the_siblings_it_names(tmp_path, name):
     docstring = open(os.path.join(ROOT, name)).read().split('"""')[1]

@@ -14,6 +14,7 @@ from gconv import GConv
 from groups import bundle, fibers, pairs, sample
 from losses import a_ssl, h_ssl, info_nce
 
+pytestmark = pytest.mark.slow
 ALL = torch.arange(8)  # (8,)
 PAIRS = torch.cartesian_prod(ALL, ALL).T  # (2, 64)
 AXIS = dict(scales=(1.0, 1.0), rotations=4)
