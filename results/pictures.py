@@ -66,7 +66,7 @@ def knob():
     left.plot(error, ratio, "o", color="tab:red", ms=5)
     left.axhline(1, color="0.6", lw=0.8)
     left.set(xscale="log", xlabel="error of Eq. 1 of the untrained network, mean over g\n(numbers: ε; at ε = 0 it is the rounding of float32)",
-             ylabel="invariance after H-SSL / after A-SSL\n(1: the theory)", title="The further from Eq. 1, the less H-SSL does what A-SSL does")
+             ylabel="invariance after H-SSL / after A-SSL\n(1: the theory)", title="Does H-SSL do what A-SSL does?")
     right.set(xscale="log", xlabel="ε (0 is drawn at 0.01)", ylabel="invariance, mean over g", title="What each loss reaches")
     right.legend()
     return figure
