@@ -251,8 +251,8 @@ def main(argv=None):
         launch.say(f"warning: --warmup-epochs {args.warmup_epochs:g} of --epochs {args.epochs}: the learning rate never reaches {peak:g}", "stderr")
     if rank == 0:
         launch.say(f"{args.loss} on {args.dataset}: {n:,} images of {images.train_x.shape[-1]} px, group {args.group}, backbone {args.backbone}, "
-              f"{sum(p.numel() for p in model.f.parameters()):,} parameters; batch {args.batch_size} over {world} process{'es' * (world > 1)}, "
-              f"learning rate {peak:.3g}, {steps} steps, {str(dtype or torch.float32).split('.')[-1]} on {device.type}")
+                   f"{sum(p.numel() for p in model.f.parameters()):,} parameters; batch {args.batch_size} over {world} process{'es' * (world > 1)}, "
+                   f"learning rate {peak:.3g}, {steps} steps, {str(dtype or torch.float32).split('.')[-1]} on {device.type}")
         log = open_log(args, step, code)
 
     # ---- the loop
