@@ -46,7 +46,7 @@ def each(text, **choices):
 
 LEARN, THREE = ("frozen", "hssl", "assl"), ("rot", "scale", "trans")
 EXPERIMENTS = {
-    "learned": each(SHORT + "--group {group} --loss {loss} --seed {seed}", loss=LEARN, group=THREE, seed=range(3)),
+    "learned": each(SHORT + "--group {group} --loss {loss} --seed {seed}", loss=LEARN, group=THREE, seed=range(5)),
     "unfed": each(SHORT + "--loss frozen {network} {fed} --seed {seed}", fed=("", "--unfed"), seed=range(3), network=(
         *(f"--group {g}" for g in THREE), "--group trans --backbone mlp", "--group scale --backbone cnn --width 0.25")),
     "knob": each(SHORT + "--group rot --epsilon {epsilon} --loss {loss} --seed {seed}", loss=LEARN, epsilon=(0, 0.03, 0.1, 0.3, 1, 3), seed=range(3)),
