@@ -7,10 +7,10 @@ Needs five siblings: backbones.py, checkpoint.py, data.py, launch.py, losses.py 
 Read-outs, in per cent of test images; the network is frozen, and every image is encoded once:
     top1     Appendix B's detached classifier; on MNIST one more (random) group convolution, then a linear layer
     linear   a linear layer on the fibers pooled over space, and their maximum over the lifted axis
-    knn      nearest neighbours among the same vectors
-    fiber    a linear layer on one fiber, f(x)(g0): what h sees
-    moved    the same layer, on test images changed by a random T_g.  It equals `fiber` only if no direction that the layer
-             uses changes, the small ones included; a small distance does not ensure that
+    knn      20 nearest neighbours among the same vectors
+    fiber    20 nearest neighbours by one fiber, f(x)(g0): what h sees
+    moved    the same, of test images changed by a random T_g among unchanged training images: an f invariant to T_g would
+             give `fiber` again
 Distances: `losses.distances`.
 """
 import json
@@ -52,8 +52,8 @@ def encode(f, classifier, draws, x, device, dtype=None, generator=None, batch=25
     return [torch.cat(parts) for parts in (features, pooled, one)]
 
 
-def linear_accuracies(train_x, train_y, tests, test_y, classes, steps=3000, epochs=50, batch=256, lr=0.01, seed=0):
-    """Top-1 in per cent of a linear layer on standardised features (N, C), by Adam and a cosine: a list, one for each of `tests`.
+def linear_accuracy(train_x, train_y, test_x, test_y, classes, steps=3000, epochs=50, batch=256, lr=0.01, seed=0):
+    """Top-1 in per cent of a linear layer on standardised features (N, C), by Adam and a cosine.
 
     It learns for so many steps or epochs, whichever is longer."""
     steps = max(steps, epochs * len(train_y) // batch)
@@ -71,7 +71,7 @@ def linear_accuracies(train_x, train_y, tests, test_y, classes, steps=3000, epoc
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        return [100 * float((linear((x - mean) / std).argmax(1) == test_y).float().mean()) for x in tests]
+        return 100 * float((linear((test_x - mean) / std).argmax(1) == test_y).float().mean())
 
 
 @torch.no_grad()
@@ -104,9 +104,9 @@ def evaluate(f, classifier, draws, images, device, dtype=None, seed=0, quiet=Tru
     train = encode(f, classifier, draws, images.train_x, device, dtype, quiet=quiet)  # (N, C'), (N, C), (N, C)
     test = encode(f, classifier, draws, images.test_x, device, dtype, quiet=quiet)
     moved = encode(f, classifier, draws, images.test_x, device, dtype, torch.Generator().manual_seed(0), quiet=quiet)
-    learn = lambda i, *tests: linear_accuracies(train[i], images.train_y, tests, images.test_y, images.classes, seed=seed)
-    found = dict(zip(READOUTS, (*learn(0, test[0]), *learn(1, test[1]), knn_accuracy(train[1], images.train_y, test[1], images.test_y),
-                                *learn(2, test[2], moved[2]))))
+    learn = lambda i: linear_accuracy(train[i], images.train_y, test[i], images.test_y, images.classes, seed=seed)
+    neighbours = lambda i, tests: knn_accuracy(train[i], images.train_y, tests[i], images.test_y)
+    found = dict(zip(READOUTS, (learn(0), learn(1), neighbours(1, test), neighbours(2, test), neighbours(2, moved))))
     torch.random.set_rng_state(state)
     found |= draws.distances(f, images.test_x[:1024].to(device).float() / 255)
     return found | dict(train_images=len(images.train_y), test_images=len(images.test_y))

@@ -73,8 +73,8 @@ def life(folder, flags, die=None, limit=None, env=(), stdout="stdout"):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
     torch.set_num_threads(1)
     train.tqdm.set_lock(threading.RLock())  # its own would be shared memory, which a killed life leaves behind
-    evaluate = probe.linear_accuracies
-    probe.linear_accuracies = lambda *args, **more: evaluate(*args, **more, steps=20, epochs=1)  # 3,000 would teach these tests nothing
+    evaluate = probe.linear_accuracy
+    probe.linear_accuracy = lambda *args, **more: evaluate(*args, **more, steps=20, epochs=1)  # 3,000 would teach these tests nothing
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     die_at(**die or {})
@@ -539,8 +539,8 @@ def many_lives(folder, lines):
     """In a forked process: the command once for each line; one JSON object each, the exit status and what it said."""
     os.chdir(folder)
     torch.set_num_threads(1)
-    evaluate = probe.linear_accuracies
-    probe.linear_accuracies = lambda *args, **more: evaluate(*args, **more, steps=20, epochs=1)
+    evaluate = probe.linear_accuracy
+    probe.linear_accuracy = lambda *args, **more: evaluate(*args, **more, steps=20, epochs=1)
     with open("lives", "w") as log:
         for line in lines:
             os.dup2(os.open("stdout", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)

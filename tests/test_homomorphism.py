@@ -212,7 +212,7 @@ def test_a_bad_flag_is_told_in_one_line():
 def test_the_command_appends_one_row(tmp_path, monkeypatch, capsys):
     """On 64 digits made of arithmetic: the flags, what was found, and the same for the untrained network."""
     x, y = (255 * blobs(64, 29, dtype=torch.float32)).clamp(0, 255).byte(), torch.arange(64) % 4  # (64, 1, 29, 29), (64,)
-    monkeypatch.setattr(probe, "linear_accuracies", functools.partial(probe.linear_accuracies, steps=3, epochs=1))  # seconds, not minutes
+    monkeypatch.setattr(probe, "linear_accuracy", functools.partial(probe.linear_accuracy, steps=3, epochs=1))  # seconds, not minutes
     monkeypatch.setattr(data, "load", lambda *args: data.Data(x, y, x, y, 4, "mnist"))
     for seed in "01":
         main(f"--width 0.05 --epochs 1 --batch-size 32 --seed {seed} --out {tmp_path / 'rows'}".split())
