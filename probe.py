@@ -201,6 +201,7 @@ def main(argv=None):
     p.add_argument("--weights", metavar="FILE", help="also write the weights of f to FILE, and what was printed to FILE.json")
     args = p.parse_args(argv)
     f, classifier, draws, images, config = open_network(args.run, args.data_dir)
+    launch.keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = evaluate(f.to(device), classifier.to(device), draws, images, device, precision(config["amp"], device), config["seed"],
                      quiet=False, feed=not config["unfed"])
