@@ -170,21 +170,21 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """CNN (6 × CHW): full k × k kernels, six times the channels, read as six 'scales'.  Nothing makes them so.
+    """Table 2's CNN (6 × CHW): full k × k kernels, `order` times the channels, read as so many elements.  Nothing makes them so.
 
-    kind "mnist": z (B, 128·width, 6, 8, 8).  "cifar10": ResNet20 with z (B, 512·width, 6, 7, 7)."""
+    kind "mnist": z (B, 128·width, order, 8, 8).  "cifar10": ResNet20 with z (B, 512·width, order, 7, 7)."""
 
-    independent, order, pool = False, 6, "mean"
+    independent, pool = False, "mean"
 
-    def __init__(self, kind="mnist", width=1.0, c_in=1, normalise=nn.Identity()):
+    def __init__(self, kind="mnist", width=1.0, c_in=1, normalise=nn.Identity(), order=6):
         super().__init__()
-        # the same network on the trivial group, six times as wide, with every pixel of its kernels free
-        self.net = (MNISTNet(width=6 * width, c_in=c_in, normalise=normalise, conv=PlainConv) if kind == "mnist" else
-                    ResNet20(kind, width=6 * width, c_in=c_in, normalise=normalise, conv=PlainConv))
-        self.channels, self.stride, self.geometry = self.net.channels // 6, self.net.stride, self.net.geometry
+        # the same network on the trivial group, so many times as wide, with every pixel of its kernels free
+        self.net = (MNISTNet(width=order * width, c_in=c_in, normalise=normalise, conv=PlainConv) if kind == "mnist" else
+                    ResNet20(kind, width=order * width, c_in=c_in, normalise=normalise, conv=PlainConv))
+        self.order, self.channels, self.stride, self.geometry = order, self.net.channels // order, self.net.stride, self.net.geometry
 
     def forward(self, x):
-        return self.net(x)[:, :, 0].unflatten(1, (6, self.channels)).transpose(1, 2)  # (B, C, 6, H', W')
+        return self.net(x)[:, :, 0].unflatten(1, (self.order, self.channels)).transpose(1, 2)  # (B, C, order, H', W')
 
 
 class PlainConv(nn.Conv2d):

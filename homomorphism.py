@@ -34,11 +34,13 @@ import argparse
 import copy
 import json
 import sys
+import time
 
 import torch
 from torch import nn
 
 import backbones
+import checkpoint
 import data
 import groups
 import launch
@@ -146,27 +148,11 @@ def measure(f, A, x):
 
 
 # ---------------------------------------------------------------- networks without structure
-class CNN4(nn.Module):
-    """Table 2's CNN (MNIST) with four times the channels instead of six, read as four fibers: z (B, 128·width, 4, 8, 8).
-
-    The network for rotations with extent 1 is one setting of its weights (if both widths round alike), so Eq. 1 can be met exactly."""
-
-    independent, order, pool = False, 4, "mean"
-
-    def __init__(self, width=1.0, c_in=1, normalise=nn.Identity()):
-        super().__init__()
-        self.net = backbones.MNISTNet(width=4 * width, c_in=c_in, normalise=normalise, conv=backbones.PlainConv)
-        self.channels, self.stride, self.geometry = self.net.channels // 4, self.net.stride, self.net.geometry
-
-    def forward(self, x):
-        return self.net(x)[:, :, 0].unflatten(1, (4, self.channels)).transpose(1, 2)  # (B, C, 4, H', W')
-
-
 def networks(backbone, width, images):
     """f "mlp" | "cnn", its head h, probe.py's classifier and draws, for images (a data.Data)."""
     c_in, size = images.train_x.shape[1], images.train_x.shape[-1]
     inside = dict(width=width, normalise=backbones.Normalise(*data.mean_std(images.train_x)))
-    f = backbones.MLP(c_in * size * size, **inside) if backbone == "mlp" else CNN4(c_in=c_in, **inside)
+    f = backbones.MLP(c_in * size * size, **inside) if backbone == "mlp" else backbones.CNN(c_in=c_in, order=4, **inside)
     features = f.order * f.channels  # all of z
     h = backbones.Head(features // 4, [backbones.scaled(128, width)] * 3)
     classifier = backbones.MNISTClassifier(features, images.classes, convolve=backbone != "mlp", structured=False)
@@ -241,6 +227,7 @@ def look(f, classifier, draws, A, images, seed):
 def main(argv=None):
     """Train one setting → one JSON row: its flags, what `look` found, and the same for the untrained network.  Raises UsageError."""
     args = parse(argv)
+    launch.keep_freed_memory()
     images = data.load(args.dataset, args.data_dir)
     if args.batch_size > len(images.train_x):
         raise UsageError(f"--batch-size {args.batch_size} is more than the {len(images.train_x)} training images: take a smaller one")
@@ -253,7 +240,7 @@ def main(argv=None):
     except ValueError as error:
         raise UsageError(str(error)) from None
     row = {name: value for name, value in vars(args).items() if name not in ("data_dir", "out")}
-    row |= dict(loss=loss) | look(f, classifier, draws, A, images, args.seed) | dict(untrained=untrained)
+    row |= dict(loss=loss, code=checkpoint.code_version(), cpu_seconds=round(time.process_time(), 1)) | look(f, classifier, draws, A, images, args.seed) | dict(untrained=untrained)
     if args.out:
         with open(args.out, "a") as file:
             file.write(json.dumps(row) + "\n")

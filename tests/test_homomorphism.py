@@ -14,10 +14,10 @@ from torch import nn
 import data
 import losses
 import probe
-from backbones import MNISTNet
+from backbones import CNN, MNISTNet
 from checkpoint import UsageError
 from groups import Rotation
-from homomorphism import CNN4, Gamma, cycle, equation1, four_fibers, learn, main, measure, start, views
+from homomorphism import Gamma, cycle, equation1, four_fibers, learn, main, measure, start, views
 
 pytestmark = pytest.mark.slow
 C4 = Rotation()
@@ -91,8 +91,8 @@ def test_a_structured_network_with_the_cycle_is_a_fixed_point(double):
 
 
 def test_the_network_without_structure_can_meet_eq1_exactly(double):
-    """CNN4 holds every network for rotations: one setting of its weights has the same features."""
-    f, plain, x = exact(), CNN4(width=0.125).eval(), blobs(4, 29)
+    """CNN holds every network for rotations: one setting of its weights has the same features."""
+    f, plain, x = exact(), CNN(width=0.125, order=4).eval(), blobs(4, 29)
     for layer, (conv, norm) in enumerate(zip(f.convs, f.norms)):
         kernels = [conv.kernel(r).detach() for r in range(4)]  # four of (C_out, C_in, k, k)
         weight = torch.zeros_like(plain.net.convs[layer].weight)  # (C_out', C_in', k, k), zero between different fibers
