@@ -2,6 +2,7 @@
 
 Dots are seeds, lines are means.  Grey is the untrained network, with its BatchNorm fed.
 """
+import math
 import os
 import statistics
 import sys
@@ -135,8 +136,39 @@ def scale_repaired():
     return figure
 
 
+def learned_group():
+    """Eq. 1's error and H-SSL's invariance against the share of turned images, and where the learned A ended."""
+    rows = [r for r in rows_of("learned_group") if r["lam"] == 10 and r["start"] != "identity" and not r["one_way"]]
+    if not rows:
+        return None
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained", width_ratios=(1, 1, 0.8))
+    for given, colour, mark in ((True, "tab:green", "o"), (False, "tab:purple", "^")):
+        for ax, name in zip(axes, ("over_null", "invariance")):
+            points = {}
+            for r in rows:
+                if r["given"] == given or not r["share"]:
+                    points.setdefault(max(r["share"], 0.001), []).append(mean_over_g(r, name))
+            xs = sorted(points)
+            ax.plot(xs, [statistics.mean(points[x]) for x in xs], color=colour, label=f"Γ {'given' if given else 'learned'}")
+            ax.plot([x for x in xs for _ in points[x]], [v for x in xs for v in points[x]], mark, color=colour, ms=4)
+    for ax, name, title in zip(axes, ("over_null", "invariance"), ("error of Eq. 1 over its null (1: Γ_g does nothing)", "invariance: how far T_g moves f(x)")):
+        untrained = statistics.mean(mean_over_g(r["untrained"], name) for r in rows if r["given"])
+        ax.axhline(untrained, color="0.6", label=f"untrained (Γ given): {untrained:.2f}")
+        ax.set(xscale="log", xlabel="share of each batch that is turned (0 is drawn at 0.001)", title=title, ylim=(0, None))
+        ax.legend(fontsize=8)
+    circle, ax = [2 * math.pi * i / 100 for i in range(101)], axes[2]
+    ax.plot([math.cos(a) for a in circle], [math.sin(a) for a in circle], color="0.8", zorder=0)
+    for r in rows:
+        if not r["given"] and r["share"] == 0.1:
+            ax.plot(*zip(*r["eigenvalues"]), "^", ms=5, label=f"seed {r['seed']}")
+    ax.plot([1, 0, -1, 0], [0, 1, 0, -1], "s", ms=12, mfc="none", color="k", label="a 4-cycle")
+    ax.set(aspect="equal", title="eigenvalues of the learned A, 10 % turned")
+    ax.legend(fontsize=6, loc="center")
+    return figure
+
+
 if __name__ == "__main__":
-    for make in (learned, knob, scale_repaired, rotation_long, strength):
+    for make in (learned, knob, scale_repaired, rotation_long, strength, learned_group):
         figure = make() if rows_of(make.__name__) else None
         if figure:
             figure.savefig(os.path.join(FOLDER, f"{make.__name__}.png"), dpi=100)

@@ -61,6 +61,9 @@ EXPERIMENTS = {
     "strength": each(SHORT + "--group trans {what} --seed {seed}", seed=range(3), what=(
         *each("--loss assl --strength {s}", s=(0.04, 0.07, 0.11, 0.2, 0.3, 0.45)), *each("--loss hssl --max-distance {d}", d=(1, 2, 4, 8, 18, 32, 98)),
         *each("--loss {loss} --objective bilinear", loss=("hssl", "assl")), "--loss assl --base-size 64", "--loss frozen")),
+    # what homomorphism.py is held against: the same digits and epochs, with the structure built in, and the MLP without Γ
+    "structure": each("{what} --seed {seed}", seed=range(3), what=(
+        *each("--loss {loss}", loss=LEARN), "--backbone mlp --loss frozen", "--backbone mlp --loss assl --base-size 16")),
     "table1": each(MNIST + "--group {group} --loss {loss} --seed {seed}", group=("scale", "rot", "trans"), loss=LEARN, seed=range(5))
               + each(MNIST + "--group {group} --loss supervised --seed {seed}", group=("scale", "rot", "trans"), seed=range(3)),
 }
