@@ -53,7 +53,7 @@ def knob():
     epsilons = sorted({r["epsilon"] for r in rows if r["loss"] == "assl"} & {r["epsilon"] for r in rows if r["loss"] == "hssl"})
     if not epsilons:
         return None
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
+    figure, (left, *others) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
     error, ratio = [], []
     for e in epsilons:
         runs = {loss: pick(rows, epsilon=e, loss=loss) for loss in ("frozen", "hssl", "assl")}
@@ -61,15 +61,17 @@ def knob():
             error.append(mean_over_g(runs["frozen"][s], "equation1"))
             ratio.append(mean_over_g(runs["hssl"][s], "invariance") / mean_over_g(runs["assl"][s], "invariance"))
             left.annotate(f"{e:g}", (error[-1], ratio[-1]), fontsize=7, xytext=(3, 3), textcoords="offset points")
-        for loss in ("frozen", "assl", "hssl"):
-            values = [mean_over_g(r, "invariance") for r in runs[loss].values()]
-            right.plot([max(e, 0.01)] * len(values), values, MARKS[loss], color=COLOURS[loss], ms=5, label=LOSSES[loss] if e == epsilons[0] else None)
     left.plot(error, ratio, "o", color="tab:red", ms=5)
     left.axhline(1, color="0.6", lw=0.8)
     left.set(xscale="log", xlabel="error of Eq. 1 of the untrained network, mean over g\n(numbers: ε; at ε = 0 it is the rounding of float32)",
              ylabel="invariance after H-SSL / after A-SSL\n(1: the theory)", title="Does H-SSL do what A-SSL does?")
-    right.set(xscale="log", xlabel="ε (0 is drawn at 0.01)", ylabel="invariance, mean over g", title="What each loss reaches")
-    right.legend()
+    for ax, of in zip(others, (lambda r: mean_over_g(r, "invariance"), lambda r: r["moved"])):
+        for loss in ("frozen", "assl", "hssl"):
+            dots(ax, {max(e, 0.01): [of(r) for r in pick(rows, epsilon=e, loss=loss).values()] for e in epsilons}, loss)
+        ax.set(xscale="log", xlabel="ε (0 is drawn at 0.01)", ylim=(0, None))
+    others[0].set(ylabel="invariance, mean over g", title="How far a turn moves the features")
+    others[1].set(ylabel="% of test digits, turned at random", title="Accuracy on turned digits (`moved`)")
+    others[0].legend()
     return figure
 
 
