@@ -11,6 +11,7 @@ any experiment, is not done again.  The first run that fails stops the queue wit
 """
 import argparse
 import json
+import math
 import os
 import shlex
 import signal
@@ -77,7 +78,7 @@ def rows_of(folder="results"):
     return rows
 
 
-def left(experiments, budget="cpu"):
+def left(experiments, budget="cpu", seeds=math.inf):
     """[(experiment, flags)] of the runs that have no line yet, and [(experiment, row)] of lines that another experiment has."""
     rows, jobs, shared, defaults = rows_of(), {}, [], vars(train.parse([]))
     for experiment in experiments:
@@ -86,6 +87,8 @@ def left(experiments, budget="cpu"):
             if budget != "cpu":
                 flags += " " + BUDGETS[budget].get(train.parse(shlex.split(flags)).dataset, "")
             config = train.config_of(train.parse(shlex.split(flags)))
+            if config["seed"] >= seeds:
+                continue
             found = [(name, row) for name, row in rows if all(row.get(k, defaults[k]) == v for k, v in config.items())]
             if not found:
                 jobs.setdefault(json.dumps(config), (experiment, flags))
@@ -134,6 +137,7 @@ def main():
     p.add_argument("experiments", nargs="*", metavar="NAME", help=f"which (default all): {', '.join(EXPERIMENTS)}")
     p.add_argument("--data-dir", default="data", help="where the images are (default data)")
     p.add_argument("--hours", type=float, default=1e4, help="stop after so many hours; runs in progress save a checkpoint")
+    p.add_argument("--seeds", type=int, default=10 ** 9, metavar="N", help="only seeds below N (default all)")
     p.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each (default 2)")
     p.add_argument("--budget", choices=("cpu", *BUDGETS), default="cpu", help="cpu as listed (default), one GPU, or the paper's")
     p.add_argument("--list", action="store_true", help="print the commands that are left, and run nothing")
@@ -142,7 +146,7 @@ def main():
     if unknown:
         p.error(f"no experiment is called {', '.join(sorted(unknown))}: take {', '.join(EXPERIMENTS)}")
     names = options.experiments or list(EXPERIMENTS)
-    jobs, _ = left(names, options.budget)
+    jobs, _ = left(names, options.budget, options.seeds)
     if options.list:
         print("\n".join(f"python train.py {flags}" for _, flags in jobs))
         rows = rows_of()
@@ -165,7 +169,7 @@ def main():
         time.sleep(0.5)
         if time.time() > options.until and not options.stopping:
             stop()
-    jobs, shared = left(names, options.budget)
+    jobs, shared = left(names, options.budget, options.seeds)
     for experiment, row in shared:
         append(experiment, row)
     print(f"{len(jobs)} runs left", flush=True)
