@@ -149,8 +149,8 @@ def main():
     jobs, _ = left(names, options.budget, options.seeds)
     if options.list:
         print("\n".join(f"python train.py {flags}" for _, flags in jobs))
-        rows = rows_of()
-        median = lambda name: statistics.median([row["cpu_seconds"] for n, row in rows if n == name] or [row["cpu_seconds"] for _, row in rows] or [0])
+        rows = [(name, row["cpu_seconds"]) for name, row in rows_of() if "cpu_seconds" in row]
+        median = lambda name: statistics.median([seconds for n, seconds in rows if n == name] or [seconds for _, seconds in rows] or [0])
         hours = sum(median(name) for name, _ in jobs) / 3600
         print(f"{len(jobs)} runs left, about {hours:.1f} hours of one CPU core (from the median of the runs that are listed)")
         return

@@ -116,3 +116,12 @@ def test_every_experiment_is_made_of_legal_flags():
             for flags in lines:
                 more = "" if budget == "cpu" else run.BUDGETS[budget].get(run.train.parse(flags.split()).dataset, "")
                 assert run.train.parse(f"{flags} {more}".split()).epochs >= 0, name
+
+
+def test_the_list_of_what_is_left(monkeypatch, capsys):
+    """On the rows that are here, some of which are no training runs."""
+    monkeypatch.setattr(sys, "argv", ["run.py", "--list", "--seeds", "1"])
+    run.main()
+    told = capsys.readouterr().out.splitlines()
+    assert "runs left, about" in told[-1] and int(told[-1].split()[0]) == len(told) - 1
+    assert all(line.startswith("python train.py ") and line.endswith("--seed 0") for line in told[:-1])
