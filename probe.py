@@ -180,13 +180,14 @@ def draw_curves(folder):
     if not lines:
         return
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.2), layout="constrained")
-    panels = (("loss", "chance"), ("positive_similarity", "negative_similarity", "spread", "positive_rank"), ("invariance", "equation1", "axis"))
-    for ax, names in zip(axes, panels):
+    panels = (("the loss", ("loss", "chance")), ("the two views in a batch", ("positive_similarity", "negative_similarity", "spread", "positive_rank")),
+              ("distances (1: two different images)", ("invariance", "equation1", "axis")))
+    for ax, (title, names) in zip(axes, panels):
         for name in names:
             points = [(row["step"], row[name]) for row in lines if row.get(name) is not None]
             if points:
-                ax.plot(*zip(*points), {"chance": ":", "axis": "--"}.get(name, "-"), label=name.replace("_", " "))
-        ax.set_xlabel("step")
+                ax.plot(*zip(*points), {"chance": ":", "negative_similarity": "--", "axis": "--"}.get(name, "-"), label=name.replace("_", " "))
+        ax.set(title=title, xlabel="step")
         if ax.lines:
             ax.legend(fontsize=8)
     with checkpoint.atomic_write(os.path.join(folder, "curves.png"), "wb") as file:
