@@ -247,7 +247,8 @@ def claims_table():
 
 
 TABLES = {  # name → what makes it, its heading, what it shows
-    "learned": (learned, "What the losses teach", "Distances in feature space for g = 1, 2, …, each over that of two different images; read-outs in per cent. See probe.py for their names."),
+    "learned": (learned, "What the losses teach", "Distances for g = 1, 2, …, in units of that of two different images; read-outs in per cent. The pairs that the losses compare are the same for rotation only: "
+                "for translation A-SSL shifts by at most 5 px, about one position, and H-SSL takes any two positions."),
     "claims": (claims_table, "Claims", "Differences are paired by seed. Invariance is the mean over the g that A-SSL draws: all g; for translation the shift by one position."),
     "unfed": (unfed, "Two readings of an untrained network", "BatchNorm fed with 2,048 training images (all other tables), or left at mean 0 and variance 1."),
     "knob": (knob, "One knob: equivariance broken by ε", "The exact C4 network; each element's coefficients are changed by ε·‖w‖ and stay so."),
@@ -267,7 +268,8 @@ def main(names):
     if names:
         print("\n\n".join(TABLES[name][0]() for name in names))
         return
-    parts = [open(os.path.join(FOLDER, "ABOUT.md")).read().rstrip()]
+    about, silent = open(os.path.join(FOLDER, "ABOUT.md")).read().rstrip().split("\n\n## Where the paper is silent", 1)
+    parts = [about]
     for name, (make, heading, shows) in TABLES.items():
         command = {"claims": "results/run.py learned", "scale_error": "results/scale_error.py", "learned_group": "results/learned_group.py"}.get(name, f"results/run.py {name}")
         there = {(r["loss"], r.get("epsilon"), r.get("functions"), r.get("unfed"), r.get("max_distance"), r.get("share")) for r in rows_of("learned" if name == "claims" else name)}
@@ -275,7 +277,7 @@ def main(names):
         text = f"{make()}{picture}" if len(there) > (0 if name == "scale_error" else 2) else "Not run yet."
         parts.append(f"## {heading}\n\n{shows} `python {command}`\n\n{text}")
     with open(os.path.join(FOLDER, "README.md"), "w") as file:
-        file.write("\n\n".join(parts) + "\n")
+        file.write("\n\n".join([*parts, "## Where the paper is silent" + silent]) + "\n")
 
 
 if __name__ == "__main__":
