@@ -1,6 +1,6 @@
 """Groups and their actions: T_g on images, Γ_g on feature maps, and the fiber bundles z(g⁻¹·g0).
 
-Keller, Suau & Zappella, *Homomorphic Self-Supervised Learning* (2022), Sections 2 and 3.  Needs no sibling: copy this file alone.
+Keller, Suau & Zappella, *Homomorphic Self-Supervised Learning* (2022), Sections 2 and 3.  Needs no sibling: you can copy this file alone.
 
     import torch
     from groups import Rotation
@@ -29,10 +29,10 @@ SCALES = (1.0, 1.25, 1.33, 1.5, 1.66, 1.75)  # the paper's six (Appendix B)
 class Translation:
     """Z_H × Z_W: shifts of an H × W grid.  Element (dy, dx) has the number dy·W + dx.
 
-    The product is taken on the torus, so the axioms hold exactly.  T and Γ fill what enters the frame with background (0),
-    as Appendix B does; this is an action as long as nothing leaves the frame.  `wrap=True` rolls instead: always an action.
+    The product is taken on the torus, so the group axioms hold exactly.  T and Γ fill the new border with background (0), as
+    Appendix B does.  They are an action as long as nothing leaves the frame.  With `wrap=True` they roll, always an action.
 
-    height, width: of the grid.  stride: pixels of the image to one step of the grid (T moves by stride·(dy, dx) pixels,
+    height, width: size of the grid.  stride: pixels of the image for each step of the grid (T moves by stride·(dy, dx) pixels,
     Γ by (dy, dx) positions).  Raises ValueError unless all are >= 1."""
 
     spatial = True  # fibers are read off the positions of the map: |G| = H'·W'
@@ -44,7 +44,7 @@ class Translation:
         self.order = height * width
 
     def coordinates(self, g):
-        """g (…,) long → (…, 2) float: dy in 0 … H-1 and dx in 0 … W-1."""
+        """g (…,) long → (…, 2) float64: dy in 0 … H-1 and dx in 0 … W-1."""
         return torch.stack([g // self.width, g % self.width], -1).double()  # (…, 2)
 
     def product(self, a, b):
@@ -58,7 +58,7 @@ class Translation:
         return (-(a // self.width) % self.height) * self.width + (-(a % self.width)) % self.width
 
     def signed(self, g):
-        """The shift of least length that g stands for on the torus: dy, dx (…,) long, within ±size/2."""
+        """The shortest shift that equals g on the torus: dy, dx (…,) long, within ±size/2."""
         dy, dx = g // self.width, g % self.width
         dy = torch.where(dy > self.height // 2, dy - self.height, dy)
         return dy, torch.where(dx > self.width // 2, dx - self.width, dx)
@@ -81,9 +81,9 @@ class Translation:
         return self.product(self.inverse(g)[:, None], torch.atleast_2d(g0))
 
     def base_space(self, size):
-        """An h × w patch in the corner with h·w = size, as square as can be: (|g0|,) long.
+        """The h × w patch in the corner with h·w = size that is nearest to a square: (|g0|,) long.
 
-        Raises ValueError where no patch of that size fits the grid ("no padding", Appendix B)."""
+        Raises ValueError unless 1 <= size <= |G| - 1 and such a patch fits the grid ("no padding", Appendix B)."""
         fits = [(max(h, size // h), h) for h in range(1, self.height + 1) if size % h == 0 and size // h <= self.width]
         if not fits or not 1 <= size < max(self.order, 2):
             sizes = sorted({h * w for h in range(1, self.height + 1) for w in range(1, self.width + 1)} - {self.order})
@@ -95,15 +95,15 @@ class Translation:
         return (y[:, None] * self.width + x).flatten()  # (|g0|,)
 
     def fits_inside(self, g, g0):
-        """Which g leave g⁻¹·g0 in one piece, inside the frame: g (M,), g0 (|g0|,) → (M,) bool."""
+        """For which g the patch g⁻¹·g0 lies inside the frame without wrapping: g (M,), g0 (|g0|,) → (M,) bool."""
         moved = self.shift_base(g, g0)  # (M, |g0|)
         return (moved - moved[:, :1] == g0 - g0[:1]).all(1)  # a patch that wraps loses its shape
 
     def distance(self, g1, g2, metric="euclidean"):
-        """Distance between elements, (…,) float64 >= 0, in grid steps.
+        """Distance between elements, (…,) float64 >= 0, in squared grid steps.
 
         "euclidean": ‖g1 - g2‖² of the coordinates, squared as in Section 4.
-        "topological": the same on the torus, where the two edges of the grid are neighbours."""
+        "topological": the same on the torus, where opposite edges of the grid are neighbours."""
         d = (self.coordinates(g1) - self.coordinates(g2)).abs()  # (…, 2)
         if _metric(metric) == "topological":
             d = torch.minimum(d, torch.tensor([self.height, self.width], device=d.device) - d)  # (…, 2)
@@ -111,7 +111,7 @@ class Translation:
 
 
 class Rotation:
-    """C4: turns by 0°, 90°, 180°, 270°, counter-clockwise.  Every axiom and both actions are exact."""
+    """C4: turns by 0°, 90°, 180°, 270°, counter-clockwise.  The group axioms and both actions hold exactly."""
 
     spatial = False  # fibers are read off the lifted axis, after an average over space (Appendix B)
     order = 4
@@ -132,7 +132,7 @@ class Rotation:
         return turns[torch.arange(len(x), device=x.device), g]  # (B, C, H, H)
 
     def Gamma(self, z, g):
-        """Γ_g z: space turns, and the lifted axis moves round: (Γ_g z)(r) = turn_g z(g⁻¹·r).
+        """Γ_g z: space is turned and the lifted axis is rolled: (Γ_g z)(r) = turn_g z(g⁻¹·r).
 
         z (B, C, 4, H', H'), g (B,) long → the same shape."""
         r = torch.arange(4, device=g.device)
@@ -143,31 +143,31 @@ class Rotation:
         return (torch.atleast_2d(g0) - g[:, None]) % 4
 
     def base_space(self, size):
-        """`size` neighbouring elements: (|g0|,) long.  ValueError unless 1 <= size <= |G| - 1."""
+        """The first `size` elements: (|g0|,) long.  ValueError unless 1 <= size <= |G| - 1."""
         return first_elements(size, self.order)
 
     def fits_inside(self, g, g0):
-        """Every turn of a base space is whole, since the axis has no end: (M,) bool."""
+        """All True, since the axis is a circle and has no end: g (M,), g0 (|g0|,) → (M,) bool."""
         return torch.ones_like(g, dtype=torch.bool)
 
     def distance(self, g1, g2, metric="euclidean"):
-        """Distance between elements, (…,) float64: "euclidean" (g1 - g2)² as in Section 4, in squared
-        quarter turns; "topological" the shorter way round the circle, 0 … 2 quarter turns."""
+        """Distance between elements, (…,) float64: "euclidean" is (g1 - g2)² as in Section 4, in squared
+        quarter turns; "topological" is the shorter way round the circle, 0 … 2 quarter turns."""
         d = (g1 - g2).abs().double()
         return d.pow(2) if _metric(metric) == "euclidean" else torch.minimum(d, 4 - d)
 
 
 class Scale:
-    """A finite list of scale factors 1 = σ_0 < σ_1 < …: **not a group**, and the code says where.
+    """A finite list of scale factors 1 = σ_0 < σ_1 < …: **not a group**, see below.
 
-    Element g *shrinks* the image by 1/σ_g (an image can't be enlarged past its frame), and the lifted axis holds the filters
-    enlarged by σ_i.  The filter σ_i sees in the shrunk image what σ_(i+g) sees in the original, so g⁻¹·g0 = g0 + g: steps
-    *up* the list.  Three things fail:
-    - closure: past the last factor there is nothing; `product` says -1, and Γ fills in 0;
-    - inverse: only the identity has one on the list; `inverse` says -1 for the rest;
-    - on a list that is not geometric, as the paper's, σ_a·σ_b ≠ σ_(a+b): steps only nearly compose.
+    Element g *shrinks* the image by 1/σ_g (enlarging would cut the image at its frame), and the lifted axis holds the filters
+    enlarged by σ_i.  The filter σ_i sees in the shrunk image what σ_(i+g) sees in the original.  So g⁻¹·g0 = g0 + g, which is
+    *up* the list.  Three properties of a group fail:
+    - closure: nothing follows the last factor; there `product` returns -1 and Γ fills in 0;
+    - inverse: only the identity has an inverse on the list; `inverse` returns -1 for the others;
+    - composition: the paper's list is not geometric, so σ_a·σ_b is only near σ_(a+b).
 
-    factors: increasing, from 1.0.  Raises ValueError otherwise."""
+    factors: increasing, the first is 1.0.  Raises ValueError otherwise."""
 
     spatial = False
 
@@ -177,7 +177,7 @@ class Scale:
         self.factors, self.order = tuple(factors), len(factors)
 
     def product(self, a, b):
-        """a·b: (…,) long, -1 where it falls off the end of the list (or a or b already had)."""
+        """a·b: (…,) long, -1 where it is past the end of the list or where a or b is -1."""
         c = a + b
         return torch.where((c < self.order) & (a >= 0) & (b >= 0), c, -1)
 
@@ -186,19 +186,19 @@ class Scale:
         return torch.where(a == 0, 0, -1)
 
     def T(self, x, g):
-        """T_g x: image b shrunk about its centre by 1/σ_g[b], 0 (background) around it.
+        """T_g x: image b shrunk about its centre by 1/σ_g[b], with 0 (background) around it.
 
-        Linear interpolation with a triangle as wide as a source pixel's share, so nothing aliases.
-        x (B, C, H, W), g (B,) long → (B, C, H, W).  Raises ValueError for integer images, which have no averages."""
+        Each output pixel is a weighted mean of source pixels (`shrink_matrix`), which limits aliasing.
+        x (B, C, H, W), g (B,) long → (B, C, H, W).  Raises ValueError for integer images, since means are not integers."""
         if not x.is_floating_point():
             raise ValueError(f"shrinking averages pixels, so images must be floating point, not {x.dtype}: call x.float() first")
         rows = torch.stack([shrink_matrix(x.shape[-2], s) for s in self.factors]).to(x)  # (S, H, H)
         cols = torch.stack([shrink_matrix(x.shape[-1], s) for s in self.factors]).to(x)  # (S, W, W)
-        with torch.autocast(x.device.type, enabled=False):  # pixels keep their precision
+        with torch.autocast(x.device.type, enabled=False):  # no half precision for pixels
             return torch.einsum("bij,b...jk,blk->b...il", rows[g], x, cols[g])  # (B, C, H, W)
 
     def Gamma(self, z, g):
-        """Γ_g z: space shrinks, and the lifted axis moves: (Γ_g z)(i) = shrink_g z(i + g), 0 past the end.
+        """Γ_g z: space is shrunk and the lifted axis is shifted: (Γ_g z)(i) = shrink_g z(i + g), 0 past the end.
 
         z (B, C, S, H', W'), g (B,) long → the same shape."""
         return _take(self.T(z, g), self.shift_base(g, torch.arange(self.order, device=g.device)))
@@ -208,7 +208,7 @@ class Scale:
         return self.product(torch.atleast_2d(g0), g[:, None])
 
     def base_space(self, size):
-        """`size` neighbouring factors, from 1.0 up: (|g0|,) long.  ValueError unless 1 <= size <= |G| - 1."""
+        """The first `size` factors, starting with 1.0: (|g0|,) long.  ValueError unless 1 <= size <= |G| - 1."""
         return first_elements(size, self.order)
 
     def fits_inside(self, g, g0):
@@ -216,8 +216,8 @@ class Scale:
         return (self.shift_base(g, g0) >= 0).all(1)
 
     def distance(self, g1, g2, metric="euclidean"):
-        """Distance between elements, (…,) float64: "euclidean" the squared difference of places on
-        the list; "topological" |log(σ_g1/σ_g2)|, in natural-log units."""
+        """Distance between elements, (…,) float64: "euclidean" is (g1 - g2)², in squared steps of
+        the list; "topological" is |log(σ_g1/σ_g2)|, with the natural logarithm."""
         if _metric(metric) == "euclidean":
             return (g1 - g2).double().pow(2)
         log = torch.tensor(self.factors, dtype=torch.float64, device=g1.device).log()  # (S,)
@@ -225,7 +225,7 @@ class Scale:
 
 
 class RotationScale:
-    """C4 × scale: element (s, r) has the number s·4 + r, as on gconv.py's lifted axis.  It lacks whatever Scale lacks as a group."""
+    """C4 × scale: element (s, r) has the number s·4 + r, as on gconv.py's lifted axis.  Not a group, see Scale."""
 
     spatial = False
 
@@ -234,20 +234,20 @@ class RotationScale:
         self.order = 4 * self.scale.order
 
     def product(self, a, b):
-        """a·b: (…,) long, -1 where the scales fall off the end."""
+        """a·b: (…,) long, -1 where the scale is past the end of the list."""
         s = self.scale.product(torch.where(a < 0, -1, a // 4), torch.where(b < 0, -1, b // 4))
         return torch.where(s < 0, -1, s * 4 + (a + b) % 4)
 
     def inverse(self, a):
-        """a⁻¹: (…,) long, -1 where the scale has none."""
+        """a⁻¹: (…,) long, -1 where the scale has no inverse."""
         return torch.where(a // 4 == 0, -a % 4, -1)
 
     def T(self, x, g):
-        """T_g x: turned and shrunk.  x (B, C, H, H), g (B,) long → (B, C, H, H)."""
+        """T_g x: image b turned, then shrunk.  x (B, C, H, H), g (B,) long → (B, C, H, H)."""
         return self.scale.T(self.rotation.T(x, g % 4), g // 4)
 
     def Gamma(self, z, g):
-        """Γ_g z on z (B, C, S·4, H', H'), g (B,) long → the same shape."""
+        """Γ_g z: z (B, C, S·4, H', H'), g (B,) long → the same shape."""
         return _take(self.T(z, g), self.shift_base(g, torch.arange(self.order, device=g.device)))
 
     def shift_base(self, g, g0):
@@ -257,7 +257,7 @@ class RotationScale:
         return torch.where(s < 0, -1, s * 4 + self.rotation.shift_base(g % 4, g0 % 4))
 
     def base_space(self, size):
-        """The first `size` elements (all turns of a scale, then the next scale): (|g0|,) long."""
+        """The first `size` elements (all turns of a scale, then the next scale): (|g0|,) long.  ValueError unless 1 <= size <= |G| - 1."""
         return first_elements(size, self.order)
 
     def fits_inside(self, g, g0):
@@ -269,18 +269,18 @@ class RotationScale:
         return self.rotation.distance(g1 % 4, g2 % 4, metric) + self.scale.distance(g1 // 4, g2 // 4, metric)
 
 
-# ---------------------------------------------------------------- fibers, bundles, and drawing g
+# ---------------------------------------------------------------- fibers, bundles, and random g
 def fibers(z, group, pool="mean"):
-    """z read as a function on the group, Section 2: z(g) ∈ R^C for every g.
+    """z read as a function on the group (Section 2): z(g) ∈ R^C for every g.
 
-    Translation reads the positions; the other groups pool over space first: the "mean" as Appendix B says, or the "max".
+    For translation each position is an element.  The other groups pool over space: "mean" as in Appendix B, or "max".
     z (B, C, G, H', W') → (B, |G|, C)."""
     z = z.flatten(2) if group.spatial else z.mean((-2, -1)) if pool == "mean" else z.amax((-2, -1))  # (B, C, |G|)
     return z.transpose(1, 2)  # (B, |G|, C)
 
 
 def bundle(fibers, base):
-    """The fiber bundle z(base) = [z(g) | g ∈ base] ∈ R^(|g0|·C), Section 2.  Order is kept.
+    """The fiber bundle z(base) = [z(g) | g ∈ base] ∈ R^(|g0|·C) (Section 2), in the order of base.
 
     fibers (B, |G|, C), base (B, |g0|) long, all >= 0 → (B, |g0|·C)."""
     index = base[..., None].expand(-1, -1, fibers.shape[-1])  # (B, |g0|, C)
@@ -288,17 +288,17 @@ def bundle(fibers, base):
 
 
 def pairs(group, g0, max_distance=None, metric="euclidean"):
-    """The elements from which g1 and g2 are drawn, and which of them may meet.
+    """The elements from which g1 and g2 are drawn, and which pairs (g1, g2) are allowed.
 
-    A g qualifies if g⁻¹·g0 lies whole on the feature map (no wrap, no padding); a pair, if the two bundles are at most
-    `max_distance` apart (None: any two).  g0 (|g0|,) → elements (M,) long and allowed (M, M) bool.
-    Raises ValueError if g0 fits at fewer than two places, or no two places are that near."""
+    An element g is used if all of g⁻¹·g0 lies on the feature map (no wrap, no padding).  A pair is allowed if the two bundles
+    are at most `max_distance` apart (None: any pair).  g0 (|g0|,) → elements (M,) long and allowed (M, M) bool.
+    Raises ValueError if fewer than two elements remain, or no two different ones are within `max_distance`."""
     g = torch.arange(group.order)
     g = g[group.fits_inside(g, g0)]  # (M,)
     if len(g) < 2:
         raise ValueError(f"a base space of {len(g0)} of the {group.order} elements fits at only {len(g)} place(s), "
                          "and two are needed: take a smaller one")
-    place = group.shift_base(g, g0[:1])[:, 0]  # (M,) the distance is that between the two bundles
+    place = group.shift_base(g, g0[:1])[:, 0]  # (M,) the first element of each bundle
     d = group.distance(place[:, None], place[None, :], metric)  # (M, M)
     allowed = d <= (math.inf if max_distance is None else max_distance)
     if not (allowed & ~torch.eye(len(g), dtype=torch.bool)).any():
@@ -307,7 +307,7 @@ def pairs(group, g0, max_distance=None, metric="euclidean"):
 
 
 def sample(elements, allowed, batch, generator=None):
-    """Draw g1 uniformly and g2 uniformly from what g1 may meet: two (batch,) long tensors."""
+    """Draw g1 uniformly, then g2 uniformly from the elements allowed with g1: two (batch,) long tensors."""
     i = torch.randint(len(elements), (batch,), generator=generator)  # (B,)
     j = torch.multinomial(allowed.double()[i], 1, generator=generator)[:, 0]  # (B,)
     return elements[i], elements[j]
@@ -315,9 +315,9 @@ def sample(elements, allowed, batch, generator=None):
 
 # ---------------------------------------------------------------- small parts
 def shrink_matrix(size, factor):
-    """The matrix A of one axis of T_g: A x Aᵀ is x shrunk about its centre by 1/factor: (size, size) float64.
+    """The matrix A of one axis of T_g: (size, size) float64.  A x Aᵀ is x shrunk about its centre by 1/factor.
 
-    Row u averages the source pixels around factor·u, weighted by a triangle `factor` wide; rows outside the source are 0."""
+    Row u averages the source pixels around factor·u with a triangle of half-width `factor`; rows outside the source are 0."""
     u = torch.arange(size, dtype=torch.float64) - (size - 1) / 2  # (size,) centred
     weight = (1 - (u[:, None] * factor - u[None, :]).abs() / factor).clamp(min=0)  # (size, size)
     inside = (u * factor).abs() <= size / 2  # (size,)
@@ -335,7 +335,7 @@ def _shift_axis(x, d, dim, wrap):
 
 
 def _take(z, index):
-    """z at the elements `index` of the lifted axis, 0 where it is -1: z (B, C, G, …), index (B, n) → (B, C, n, …)."""
+    """z at the elements `index` of the lifted axis, 0 where `index` is -1: z (B, C, G, …), index (B, n) → (B, C, n, …)."""
     b = torch.arange(len(z), device=z.device)[:, None]  # (B, 1)
     taken = z.transpose(1, 2)[b, index.clamp(min=0)]  # (B, n, C, …)
     keep = (index >= 0).view(index.shape + (1,) * (z.dim() - 2))  # (B, n, 1, …)
