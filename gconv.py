@@ -1,9 +1,9 @@
 """Group convolution with a basis-augmented kernel (Eq. 4): translation, C4 rotations, scales, or both.
 
 The kernel is a combination of Hermite–Gaussian functions ψ_ab(y, x) = b_a(y)·b_b(x) with learned
-coefficients w_ab.  To turn or to enlarge the kernel, turn or enlarge the *functions*: the coefficients
-stay as they are, and they are the only parameters (SESN, Sosnovik et al. 2020, basis type A; the paper's
-Appendix B adds the four turned copies).  Needs no sibling: copy this file alone.
+coefficients w_ab.  To turn or enlarge the kernel, turn or enlarge the *functions*.  The coefficients do
+not change, and they are the only parameters (SESN, Sosnovik et al. 2020, basis type A; the paper's
+Appendix B adds the four turned copies).  Needs no sibling: you can copy this file alone.
 
     import torch
     from gconv import GConv
@@ -11,17 +11,17 @@ Appendix B adds the four turned copies).  Needs no sibling: copy this file alone
     conv = GConv(8, 16, kernel_size=7, effective_size=3, padding=3, stride=2, rotations=4)
     z = conv(lift(torch.rand(2, 1, 29, 29)))      # (2, 16, 4, 15, 15) = (B, C, G, H', W')
 
-How it runs.  With extent 1 (SESN, and the paper) the elements of the group never mix, so the group axis
-is folded into the batch: a layer sees images (N, C, H, W) *sorted by element*, and `counts[g]` of them
-belong to element g.  A full feature map is the case N = |G|·B; a loss that looks at two fibers of each
-image asks for N = 2·B and pays for no more.
+How it runs.  With extent 1 (SESN, and the paper) a layer never mixes the elements of the group, so the
+group axis is folded into the batch: a layer gets images (N, C, H, W) *sorted by element*, and `counts[g]`
+of them belong to element g.  A full feature map has N = |G|·B.  A loss that uses two fibers of each image
+needs only N = 2·B.
 
-Two exact forms of one linear map, and the layer takes the cheaper one (results/bench.py measures both):
+The layer has two exact forms and takes the cheaper one (results/bench.py measures both):
     (W·B) ∗ x   synthesise the k × k kernel, then convolve            few output channels, or a complete basis
     W·(B ∗ x)   filter with the fixed basis, then mix with W          C_out·k² > 1000: up to six times as fast
-The second turns every output position into its e² Hermite coefficients (its "jet"), two matrix products
-since ψ_ab is separable, and then W is a 1 × 1 convolution on them: e² = 9 instead of k² = 49 multiply-adds
-a weight pair, whatever the scale, and no kernel to synthesise.
+The second form computes e² Hermite coefficients (the "jet") at every output position.  This takes two
+matrix products, since ψ_ab is separable.  Then W is a 1 × 1 convolution: e² = 9 multiply-adds for each
+pair of channels instead of k² = 49, at every scale, and no kernel is synthesised.
 """
 import functools
 import warnings
@@ -34,7 +34,7 @@ from torch import nn
 
 # ---------------------------------------------------------------- the basis
 def support(kernel_size, scale, max_scale):
-    """Pixels across which the basis at `scale` lives: int(k·s/s_max)//2·2 + 1, always odd (SESN)."""
+    """Width in pixels of the basis at `scale`: int(k·s/s_max)//2·2 + 1, always odd (SESN)."""
     return int(kernel_size * scale / max_scale) // 2 * 2 + 1
 
 
@@ -43,10 +43,10 @@ def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
     """The 1-D functions b_n(u) = He_n(u/s)·exp(-u²/2s²)/s, n = 0 … e-1, at each scale s.
 
     ψ_ab(y, x) = b_a(y)·b_b(x) is the type-A basis of SESN.  Each b_n has unit norm at the smallest
-    scale; at the others it keeps that factor, so that a larger filter on a larger object answers alike.
+    scale.  The other scales use the same factor, so that a larger filter gives a larger object a similar response.
 
-    kernel_size: odd, the support at the largest scale; effective_size: 1 … kernel_size functions.
-    Returns a tuple, one (e, k_s) float64 tensor a scale, k_s = `support`.  ValueError for other sizes."""
+    kernel_size: odd, the support at the largest scale; effective_size: the number of functions, 1 … kernel_size.
+    Returns a tuple with one (e, k_s) float64 tensor for each scale, k_s = `support`.  ValueError for other sizes or scales <= 0."""
     if kernel_size % 2 == 0 or not 1 <= effective_size <= kernel_size:
         raise ValueError(f"kernel_size must be odd and effective_size 1 … kernel_size, not {kernel_size}, {effective_size}")
     if min(scales) <= 0:
@@ -62,7 +62,7 @@ def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
 
 
 def turn(w, r):
-    """Coefficients of the kernel turned by r·90°: rot90(ψ_ab) = (-1)^b ψ_ba, as b_n has the parity of n.
+    """Coefficients of the kernel turned by r·90°: rot90(ψ_ab) = (-1)^b ψ_ba, since b_n has the parity of n.
 
     w (…, e, e) → (…, e, e), with Σ turn(w)_ab ψ_ab = rot90(Σ w_ab ψ_ab) exactly."""
     sign = (-1.0) ** torch.arange(w.shape[-1], device=w.device, dtype=w.dtype)  # (e,)
@@ -73,23 +73,23 @@ def turn(w, r):
 
 # ---------------------------------------------------------------- Eq. 4
 class GConv(nn.Module):
-    """Eq. 4: z(g) = Σ_k Σ_i y_i(g·k) ψ_i(k), with ψ's functions turned and enlarged by g.
+    """Eq. 4: z(g) = Σ_k Σ_i y_i(g·k) ψ_i(k), with the basis functions of ψ turned and enlarged by g.
 
     Lifts an image (B, C_in, H, W), or maps (B, C_in, G, H, W), to (B, C_out, G, H', W'), with
-    G = len(scales)·rotations and element g = (s, r) at place s·rotations + r.  Filters are made anew in every call, so
-    they are never older than the weights.
+    G = len(scales)·rotations and element g = (s, r) at place s·rotations + r.  The filters are computed in
+    every call, so they always match the weights.
 
     kernel_size   odd; the support at the largest scale
     effective_size  e: orders 0 … e-1 in x and in y, e² coefficients for each pair of channels
-    scales        factors, none smaller than the one before it, (1.0,) for none
+    scales        factors in non-decreasing order; (1.0,) for no scaling
     rotations     1 or 4 (quarter turns)
-    extent        how many neighbours k on the group axis a filter spans: 1 as SESN and the paper, up to |G|
-                  as Eq. 4 in full.  Along rotation it wraps; along scale it is cut at the last one.
-    Raises ValueError for sizes that make no sense.  With a stride, H + 2·padding - k must be a multiple of it,
-    or the turned image is sampled at other places: a layer called by itself warns, and names sizes that are right.
+    extent        how many neighbours k on the group axis a filter spans: 1 in SESN and the paper, up to |G|
+                  for the full Eq. 4.  Along rotation it wraps; along scale it stops at the last factor.
+    Raises ValueError for impossible sizes.  With a stride, H + 2·padding - k must be a multiple of the stride, or the
+    layer samples other positions of the turned image.  A layer called without `counts` then warns and names good sizes.
     """
 
-    jets_above = 1000  # C_out·k², from which W·(B ∗ x) is the cheaper form
+    jets_above = 1000  # C_out·k² above which W·(B ∗ x) is the cheaper form
 
     def __init__(self, c_in, c_out, kernel_size, effective_size=None, scales=(1.0,), rotations=1,
                  stride=1, padding=0, bias=False, extent=1):
@@ -102,15 +102,15 @@ class GConv(nn.Module):
         self.kernel_size, self.effective_size = kernel_size, effective_size or kernel_size
         self.stride, self.padding, self.extent = stride, padding, extent
         self.basis_key = (kernel_size, self.effective_size, self.scales)
-        hermite_gaussian(*self.basis_key)  # says now, not at the first image, if the sizes are wrong
+        hermite_gaussian(*self.basis_key)  # raises now, not at the first image, if the sizes are wrong
         e = self.effective_size
         self.weight = nn.Parameter(torch.empty(c_out, extent, c_in, e, e))
-        self.bias = nn.Parameter(torch.empty(c_out)) if bias else None  # one a channel, shared by all g
-        self.register_buffer("delta", None)  # backbones.perturb: a change of the coefficients that breaks equivariance on purpose
+        self.bias = nn.Parameter(torch.empty(c_out)) if bias else None  # one for each channel, shared by all g
+        self.register_buffer("delta", None)  # backbones.perturb sets it to break equivariance on purpose
         self.reset_parameters()
 
     def reset_parameters(self):
-        nn.init.normal_(self.weight, std=(2 / self.weight[0].numel()) ** 0.5)  # He et al.: closed form, instant
+        nn.init.normal_(self.weight, std=(2 / self.weight[0].numel()) ** 0.5)  # He et al. 2015
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -121,7 +121,7 @@ class GConv(nn.Module):
                 f"stride={self.stride}, padding={self.padding}{extras}")
 
     def neighbours(self, g):
-        """The (k, g·k) that the filter at g looks at: offsets k < extent whose g·k is on the axis."""
+        """The pairs (k, g·k) that the filter at g covers: offsets k < extent for which g·k is on the axis."""
         s, r = divmod(g, self.rotations)
         for k in range(self.extent):
             ds, dr = divmod(k, self.rotations)
@@ -129,7 +129,7 @@ class GConv(nn.Module):
                 yield k, (s + ds) * self.rotations + (r + dr) % self.rotations
 
     def coefficients(self, g):
-        """What multiplies the basis at element g: w turned, neighbours side by side: (C_out, n·C_in, e, e)."""
+        """The coefficients at element g: w turned, the n neighbours side by side: (C_out, n·C_in, e, e)."""
         offsets = [k for k, _ in self.neighbours(g)]
         w = turn(self.weight[:, offsets].flatten(1, 2), g % self.rotations)  # (C_out, n·C_in, e, e)
         return w if self.delta is None else w + self.delta[g]
@@ -137,13 +137,13 @@ class GConv(nn.Module):
     def kernel(self, g):
         """W·B, the kernel at element g in pixels: (C_out, n·C_in, k_s, k_s)."""
         b = hermite_gaussian(*self.basis_key)[g // self.rotations].to(self.weight)  # (e, k_s)
-        with torch.autocast(b.device.type, enabled=False):  # one rounding, at the convolution
+        with torch.autocast(b.device.type, enabled=False):  # half precision rounds once, at the convolution
             return torch.einsum("oiab,ak,bl->oikl", self.coefficients(g), b, b)
 
     def forward(self, y, counts=None):
         """y (B, C_in, H, W) or (B, C_in, G, H, W) → (B, C_out, G, H', W').
 
-        With `counts`, y is folded: (N, C_in, H, W) sorted by element → (N, C_out, H', W')."""
+        With `counts`, y is folded: (N, C_in, H, W) sorted by element → (N, C_out, H', W').  ValueError if y is too small."""
         if counts is None:
             self.warn_if_inexact(y)
             folded = y.repeat(self.order, 1, 1, 1) if y.dim() == 4 else y.permute(2, 0, 1, 3, 4).flatten(0, 1)  # (G·B, C_in, H, W)
@@ -157,7 +157,7 @@ class GConv(nn.Module):
         out = []
         for g in range(self.order):
             if counts[g]:
-                seen = [parts[h] for _, h in self.neighbours(g)]  # y(g·k), side by side: the sum over k is one over channels
+                seen = [parts[h] for _, h in self.neighbours(g)]  # y(g·k), side by side: the sum over channels includes the sum over k
                 w = self.mixer(g) if self.mixes(g) else self.kernel(g)
                 out.append(self.one(torch.cat(seen, 1) if len(seen) > 1 else seen[0], w, g))  # (counts[g], C_out, H', W')
         return torch.cat(out) if len(out) > 1 else out[0]  # (N, C_out, H', W')
@@ -169,12 +169,12 @@ class GConv(nn.Module):
         inner = self.padding - (self.kernel_size - w.shape[-1]) // 2  # padding for this scale's own support
         if inner < 0:
             y, inner = F.pad(y, [inner] * 4), 0  # (N, n·C_in, H + 2·inner, W + 2·inner)
-        if y.shape[1] == 1:  # torch takes one channel for channels first, which is half as fast: spell its strides out
+        if y.shape[1] == 1:  # torch treats one channel as channels first, which is half as fast: set the strides
             y = y.contiguous().as_strided(y.shape, (y.shape[2] * y.shape[3], 1, y.shape[3], 1))  # (N, 1, H, W)
         return F.conv2d(y, w, self.bias, self.stride, inner)  # (W·B) ∗ y: (N, C_out, H', W')
 
     def warn_if_inexact(self, y):
-        """A layer by itself; a network checks the sizes of all its layers at once."""
+        """Warn if the stride breaks equivariance.  A network calls its layers with `counts` and checks their sizes itself."""
         rest = [(n + 2 * self.padding - self.kernel_size) % self.stride for n in y.shape[-2:]]
         if self.rotations > 1 and any(rest):
             good = ", ".join(sorted({f"{n - r} or {n - r + self.stride}" for n, r in zip(y.shape[-2:], rest) if r}))
@@ -184,7 +184,7 @@ class GConv(nn.Module):
 
     # ------------------------------------------------------------ the faster form: the same sums in another order
     def mixes(self, g):
-        """Whether element g runs as W·(B ∗ y): where that is cheaper."""
+        """Whether element g uses the form W·(B ∗ y): True where it is cheaper."""
         k = hermite_gaussian(*self.basis_key)[g // self.rotations].shape[1]
         return self.effective_size < k and self.weight.shape[0] * k * k > self.jets_above
 
@@ -198,7 +198,7 @@ class GConv(nn.Module):
 
 
 class PointwiseGConv(nn.Conv2d):
-    """The 1 × 1 convolution for shortcuts: one matrix for all g, so it is equivariant to every group.
+    """The 1 × 1 convolution for shortcuts.  It uses one matrix for all g, so it is equivariant to every group.
 
     (B, C_in, G, H, W) → (B, C_out, G, H', W'), or folded (N, C_in, H, W) → (N, C_out, H', W')."""
 
@@ -213,10 +213,10 @@ class PointwiseGConv(nn.Conv2d):
 
 # ---------------------------------------------------------------- the group axis, folded into the batch
 def lift(x, elements, order):
-    """One copy of the image for each element asked of it, sorted by element.
+    """One copy of each image for each requested element, sorted by element.
 
     x (B, C, H, W); elements (B, n) long, or None for all → y (B·n, C, H, W), counts (a list of |G| ints),
-    and `back`, with which `unlift` undoes the sorting."""
+    and `back`, the index with which `unlift` undoes the sorting (None for all)."""
     x = x.contiguous(memory_format=torch.channels_last)
     if elements is None:
         return x.repeat(order, 1, 1, 1), [len(x)] * order, None
@@ -227,7 +227,7 @@ def lift(x, elements, order):
 
 
 def unlift(y, back, n):
-    """Undo `lift` on what came of it: y (B·n, C, H', W') → z (B, C, n, H', W'), a view where `back` is None."""
+    """Undo the sorting of `lift`: y (B·n, C, H', W') → z (B, C, n, H', W'), a view where `back` is None."""
     if back is None:  # sorted by element, all of them: (n·B, C, H', W')
         return y.unflatten(0, (n, -1)).permute(1, 2, 0, 3, 4)
     y = channels_last(y).index_select(0, back).unflatten(0, (-1, n))  # (B, n, H', W', C)
@@ -235,8 +235,8 @@ def unlift(y, back, n):
 
 
 def channels_last(y):
-    """y (N, C, H, W), channels last in memory, seen as (N, H, W, C): what is cut or joined in this order keeps
-    it, the gradients too (the backward pass of a split of (N, C, H, W) would fall back to channels first)."""
+    """A view (N, H, W, C) of y (N, C, H, W), channels last in memory.  Splitting and joining this view keeps the memory
+    order, also of gradients (the backward pass of a split of (N, C, H, W) would fall back to channels first)."""
     return y.permute(0, 2, 3, 1)
 
 
@@ -246,13 +246,13 @@ def jet_matrix(basis_key, s, size, stride, padding, dtype, device):
     """The filter bank of one axis as a banded matrix: row (i, n) is b_n centred on output i.
 
     basis_key: the arguments of `hermite_gaussian`; s: the scale's place in the list.
-    (H'·e, H) with H' = (size + 2·padding - k)//stride + 1; outside the image is 0, as in any padded conv."""
+    (H'·e, H) with H' = (size + 2·padding - k)//stride + 1; outside the image is 0, as in any padded convolution."""
     b = hermite_gaussian(*basis_key)[s]  # (e, k_s)
     e, k_s = b.shape
     positions = (size + 2 * padding - basis_key[0]) // stride + 1
     matrix = torch.zeros(positions, e, size, dtype=torch.float64)  # (H', e, H)
     for i in range(positions):
-        first = i * stride - padding + (basis_key[0] - k_s) // 2  # a small support sits centred in k
+        first = i * stride - padding + (basis_key[0] - k_s) // 2  # a smaller support is centred in k
         lo, hi = max(first, 0), min(first + k_s, size)
         matrix[i, :, lo:hi] = b[:, lo - first:hi - first]
     return matrix.view(positions * e, size).to(dtype).to(device)
