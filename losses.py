@@ -1,13 +1,13 @@
-"""The losses: A-SSL (Eq. 2) and H-SSL (Eq. 3) are one InfoNCE whose two arguments are filled in two ways.
+"""The losses: A-SSL (Eq. 2) and H-SSL (Eq. 3) are the same InfoNCE with different arguments.
 
 Needs one sibling: groups.py.
 
-    A-SSL draws two T_g, and shares one base space:   h(f(T_g1 x)(g0))   against  h(f(T_g2 x)(g0))
-    H-SSL draws no T_g, and moves the base space:     h(f(x)(g1⁻¹·g0))   against  h(f(x)(g2⁻¹·g0))
+    A-SSL changes the image twice, with one base space:  h(f(T_g1 x)(g0))   against  h(f(T_g2 x)(g0))
+    H-SSL keeps the image and moves the base space:      h(f(x)(g1⁻¹·g0))   against  h(f(x)(g2⁻¹·g0))
 
-If f is equivariant the two are the same numbers, since f(T_g x)(g0) = Γ_g f(x)(g0) = f(x)(g⁻¹·g0).
+If f is equivariant, the two give the same numbers, since f(T_g x)(g0) = Γ_g f(x)(g0) = f(x)(g⁻¹·g0).
 
-Under torchrun every rank holds a part of the batch; negatives come from all ranks, with gradient.
+Under torchrun each rank holds a part of the batch.  The negatives come from all ranks, with gradient.
 """
 import math
 
@@ -20,38 +20,38 @@ from groups import bundle, fibers
 
 
 def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
-    """InfoNCE as Eq. 2 prints it.  y1, y2 (B, D): the two views, any scale, any float dtype → scalar float32/64.
+    """InfoNCE as printed in Eq. 2.  y1, y2 (B, D): the two views, any scale, any float dtype → scalar float32/64.
 
         -1/N Σ_i log [ exp(sim(y1_i, y2_i)/τ) / Σ_{k≠i} Σ_{j,l ∈ {1,2}} exp(sim(yj_i, yl_k)/τ) ]
 
-    The positive is not in the denominator, and both views of i share it: at chance the loss is log 4(N-1).
-    denominator="ntxent" is SimCLR's: each view of i is an anchor by itself, with all 2N-1 others below the
-    fraction line, its positive included: at chance log(2N-1).
-    sim is the cosine, or with W (D, D) DIM(L)'s log-bilinear model y1ᵀ W y2 on y as it is (Eq. 5, Appendix C).  W need not be
-    symmetric: in "ntxent" the second anchor's positive is y2ᵀ W y1.
-    Memory: (2B, 2N) float32 matrices, 256 MiB each at N = 4096 in one process: with the backward pass 1.0 to 1.6 GiB at the
-    peak (results/bench.py); never N × N × D.  Raises ValueError for fewer than two examples, since nothing is then k ≠ i."""
+    The denominator leaves out the positive, and both views of i share one denominator: at chance the loss is log 4(N-1).
+    denominator="ntxent" is SimCLR's: each view of i is a separate anchor.  Its denominator has all 2N-1 other views,
+    including its positive: at chance the loss is log(2N-1).
+    sim is the cosine.  With W (D, D) it is DIM(L)'s log-bilinear model y1ᵀ W y2 on y without normalisation (Eq. 5, Appendix C).
+    W need not be symmetric: in "ntxent" the second anchor's positive is y2ᵀ W y1.
+    Memory: (2B, 2N) float32 matrices, 256 MiB each at N = 4096 in one process; the peak with the backward pass is 1.0 to
+    1.6 GiB (results/bench.py).  Raises ValueError for an unknown denominator, and for N < 2, where no k ≠ i exists."""
     if denominator not in ("paper", "ntxent"):
         raise ValueError(f"the denominator is 'paper' or 'ntxent', not {denominator!r}")
     b = len(y1)
-    with torch.autocast(y1.device.type, enabled=False):  # half precision ends here: τ = 0.1 asks for e^±10
+    with torch.autocast(y1.device.type, enabled=False):  # float32 from here: τ = 0.1 gives e^±10
         y = torch.stack([y1, y2])  # (2, B, D)
         y = y if y.dtype == torch.float64 else y.float()  # (2, B, D)
         y = F.normalize(y, dim=-1) if W is None else y  # (2, B, D)
-        everyone, first = gather(y)  # (2, N, D): columns; this rank's examples start at `first`
+        everyone, first = gather(y)  # (2, N, D): the columns; this rank's examples start at `first`
         n = everyone.shape[1]
         if n < 2:
             raise ValueError("a contrastive loss needs at least two examples")
         y = (y if W is None else y @ W) / tau  # (2, B, D): yᵀW, for sim(y_i, y_k) = y_iᵀ W y_k
         logits = y.flatten(0, 1) @ everyone.flatten(0, 1).T  # (2B, 2N)
-        positive = (y * everyone[:, first:first + b].flip(0)).sum(-1)  # (2, B): anchor j against the other view of the same image
+        positive = (y * everyone[:, first:first + b].flip(0)).sum(-1)  # (2, B): anchor j with the other view of the same image
         logits = logits.view(2, b, 2, n)  # (view j, i, view l, k)
         rows = torch.arange(b, device=y.device)  # (B,)
-        with torch.no_grad():  # e^-∞ = 0 has no gradient by itself; said here, it costs no copy of the logits
+        with torch.no_grad():  # e^-∞ = 0 has no gradient; without autograd this needs no copy of the logits
             for j in range(2):
-                logits[j, rows, j, rows + first] = -torch.inf  # an anchor is no candidate for itself
+                logits[j, rows, j, rows + first] = -torch.inf  # an anchor is not its own candidate
                 if denominator == "paper":
-                    logits[j, rows, 1 - j, rows + first] = -torch.inf  # k ≠ i: nor is its own positive
+                    logits[j, rows, 1 - j, rows + first] = -torch.inf  # k ≠ i: its positive is not a candidate
         candidates = logits.flatten(2).logsumexp(2)  # (2, B) over l and k
         if denominator == "paper":
             candidates, positive = candidates.logsumexp(0), positive[0]  # (B,), over j too: both views of i share one denominator
@@ -59,18 +59,18 @@ def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
 
 
 def gather(y):
-    """All ranks' y, in rank order, with gradient, and where this rank's part starts.
+    """All ranks' y, in rank order, with gradient, and the index at which this rank's part starts.
 
-    y (V, B, D), the same B on every rank → (V, N, D) with N = B·ranks, and an int.  The backward pass sums every
-    rank's gradient, so that DDP's mean over ranks is the gradient of the one-process loss.  One process: y, 0."""
+    y (V, B, D), the same B on every rank → (V, N, D) with N = B·ranks, and an int.  The backward pass sums the gradients of
+    all ranks, so that DDP's mean over ranks is the gradient of the one-process loss.  With one process: y and 0."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return y, 0
     return torch.cat(list(AllGather.apply(y)), 1), dist.get_rank() * y.shape[1]
 
 
 class AllGather(torch.autograd.Function):
-    """Every rank's tensor, (R, …); a plain `dist.all_gather` would cut the gradient to the other ranks' rows, and
-    torch.distributed.nn's, with the same gradient, is deprecated."""
+    """Every rank's tensor, (R, …), with gradient.  `dist.all_gather` has no gradient to the other ranks' rows;
+    torch.distributed.nn.all_gather has it, but is deprecated."""
 
     @staticmethod
     def forward(ctx, y):
@@ -81,34 +81,34 @@ class AllGather(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         grad = grad.contiguous()
-        dist.all_reduce(grad)  # what every rank's loss says of everyone's y …
-        return grad[dist.get_rank()]  # … of which this rank's y is one part
+        dist.all_reduce(grad)  # the sum of the gradients of all ranks' losses …
+        return grad[dist.get_rank()]  # … and the part of it for this rank's y
 
 
 def bundles(f, x, base, group):
-    """f(x) read at some base spaces of each image: x (M, C_in, H, W), base (M, m, n) → (m, M, n·C).
+    """f(x) at m base spaces of n elements for each image: x (M, C_in, H, W), base (M, m, n) → (m, M, n·C).
 
-    Only the elements that are asked for are computed, wherever f can (extent 1) and two bundles are fewer than all:
-    a rule that does not know the loss, so that A-SSL and H-SSL go the same way and BatchNorm sees the same fibers."""
+    f computes only these elements if it can (extent 1) and if two bundles have fewer elements than the group.  The rule
+    does not depend on the loss: A-SSL and H-SSL take the same branch, and BatchNorm sees the same fibers in both."""
     m, n = base.shape[1:]
     flat = base.flatten(1)  # (M, m·n)
     if not group.spatial and f.independent and 2 * n < f.order:
-        z = fibers(f(x, flat), group, f.pool)  # (M, m·n, C) exactly those fibers
+        z = fibers(f(x, flat), group, f.pool)  # (M, m·n, C): only those fibers
         return z.unflatten(1, (m, n)).flatten(2).transpose(0, 1)  # (m, M, n·C)
     z = bundle(fibers(f(x), group, f.pool), flat)  # (M, m·n·C)
     return z.unflatten(1, (m, -1)).transpose(0, 1)  # (m, M, n·C)
 
 
 def cosine_regression(p1, p2, y1, y2):
-    """BYOL (Grill et al. 2020, Eq. 2) and SimSiam (Chen & He 2021): no negatives, one view predicts the other.
+    """BYOL (Grill et al. 2020, Eq. 2) and SimSiam (Chen & He 2021): no negatives; each view predicts the other.
 
         1/N Σ_i [ 1 - cos(p1_i, y2_i) ] + [ 1 - cos(p2_i, y1_i) ],    0 … 4, 2 at chance
 
     BYOL's own Eq. 2 is 2 - 2cos: twice this.
 
-    p1, p2 (B, D): predictions q(y) of the network that learns; y1, y2 (B, D): the views that they should meet, no
-    gradient (of a slow copy of the network for BYOL, of the network itself for SimSiam) → scalar float32/64."""
-    up = lambda y: y if y.dtype == torch.float64 else y.float()  # half precision ends here
+    p1, p2 (B, D): predictions q(y) of the network that learns.  y1, y2 (B, D): the targets, without gradient; the views of
+    a slow copy of the network for BYOL, of the network itself for SimSiam.  → scalar float32/64."""
+    up = lambda y: y if y.dtype == torch.float64 else y.float()  # at least float32
     with torch.autocast(p1.device.type, enabled=False):
         one = 1 - F.cosine_similarity(up(p1), up(y2).detach())  # (B,)
         two = 1 - F.cosine_similarity(up(p2), up(y1).detach())  # (B,)
@@ -119,7 +119,7 @@ def a_ssl(f, h, x, group, g0, g1, g2, map_group=None):
     """Eq. 2, the two views: h(f(T_g1 x)(g0)) and h(f(T_g2 x)(g0)).
 
     f, h: backbone and head; x (B, C_in, H, W); g1, g2 (B,); g0 (B, |g0|), "the same for both branches";
-    group acts on the images, map_group (the same one by default) says how fibers are read off z.
+    group acts on the images; map_group (default: group) defines how fibers are read off z.
     Returns y1, y2 (B, D): the arguments of `info_nce`."""
     x12 = torch.cat([group.T(x, g1), group.T(x, g2)])  # (2B, C_in, H, W): two images …
     base = torch.cat([g0, g0])[:, None]  # (2B, 1, |g0|): … one base space
@@ -135,10 +135,10 @@ def h_ssl(f, h, x, group, g0, g1, g2):
 
 
 def hybrid(f, h, x, group, g0, g1, g2, images, a1, a2):
-    """Appendix A: both at once, h(f(T_a1 x)(g1⁻¹·g0)) and h(f(T_a2 x)(g2⁻¹·g0)).
+    """Appendix A, both changes at once: h(f(T_a1 x)(g1⁻¹·g0)) and h(f(T_a2 x)(g2⁻¹·g0)).
 
-    `images` moves pixels by a1, a2 (B,), as Eq. 2 does, where f's lifted axis knows nothing of it; `group` moves the
-    base space by g1, g2 (B,), as Eq. 3 does.  The other arguments and the result as in `a_ssl`."""
+    The group `images` moves the pixels by a1, a2 (B,), as in Eq. 2; f's lifted axis does not hold these elements.  `group`
+    moves the base space by g1, g2 (B,), as in Eq. 3.  The other arguments and the result are as in `a_ssl`."""
     x12 = torch.cat([images.T(x, a1), images.T(x, a2)])  # (2B, C_in, H, W): two images …
     base = torch.cat([group.shift_base(g1, g0), group.shift_base(g2, g0)])[:, None]  # … and two base spaces
     y = bundles(f, x12, base, group)[0]  # (2B, |g0|·C)
@@ -147,19 +147,19 @@ def hybrid(f, h, x, group, g0, g1, g2, images, a1, a2):
 
 @torch.no_grad()
 def distances(f, x, group, elements, g0, map_group=None):
-    """What f makes of T_g, for each g in `elements`: three distances in feature space, as root mean squares over images.
+    """How f responds to T_g, for each g in `elements`: three distances in feature space, root mean squares over images.
 
         invariance  ‖f(T_g x)(g0) - f(x)(g0)‖         how much T_g changes the features at g0
         equation1   ‖f(T_g x)(g0) - f(x)(g⁻¹·g0)‖     how far Eq. 1 is from true, the one step from Eq. 2 to Eq. 3
         axis        ‖f(x)(g⁻¹·g0) - f(x)(g0)‖         how much the features change along the lifted axis
 
     Each is divided by the distance between two different images, √ mean over i ≠ k of ‖f(x_i)(g0) - f(x_k)(g0)‖²: 1 means
-    "as far apart as two images".  The null of equation1 is invariance: what Eq. 1's error would be if Γ_g did nothing.
-    If f is exact, equation1 is 0 and invariance equals axis.
+    "as far apart as two images".  The null of equation1 is invariance: the error of Eq. 1 if Γ_g did nothing.
+    If f is exactly equivariant, equation1 is 0 and invariance equals axis.
 
-    x (B, C_in, H, W), B >= 2; elements (M,); g0 (|g0|,).  map_group: how fibers are read off z where the group does not act
-    on z; equation1 and axis are then None, as there is no Γ_g.  → dict of three lists of M floats; None in the place of
-    every float if f gives all images the same features (0/0).  Call it with f in evaluation mode."""
+    x (B, C_in, H, W), B >= 2; elements (M,); g0 (|g0|,).  map_group: given if the group does not act on z, it defines how
+    fibers are read off z; equation1 and axis are then None, since there is no Γ_g.  → dict of three lists of M floats.  Each
+    float is None if f gives all images the same features (0/0).  f must be in evaluation mode."""
     read = lambda x, base: bundles(f, x, base.expand(len(x), -1, -1), map_group or group)  # (m, B, |g0|·C) at m base spaces
     here = read(x, g0[None])[0]  # (B, |g0|·C)
     moved = [read(group.T(x, g.expand(len(x))), g0[None])[0] for g in elements]  # M × (B, |g0|·C)
@@ -172,47 +172,47 @@ def distances(f, x, group, elements, g0, map_group=None):
     return found
 
 
-# ---------------------------------------------------------------- what is drawn, and what shows how it goes
+# ---------------------------------------------------------------- random elements, and diagnostics
 class Draws:
-    """g0, g1, g2 for whole batches, as Appendix B draws them.
+    """Draw random g0, g1, g2 for whole batches (Appendix B).
 
-    A-SSL: T_g1 and T_g2 uniform among the augmentations (translation: shifts of up to ±strength of the size, rounded down),
-    one place for g0, shared by both views; base_size = |G| reads all of z (SimCLR, Appendix C).
-    H-SSL: g1 and g2 uniform among the places that g0 has, at most max_distance apart.
-    Hybrid: as H-SSL, and a1, a2 two translations of the image.
+    A-SSL: T_g1 and T_g2 uniform among the augmentations (translation: shifts of up to ±strength of the size, rounded down);
+    one random place for g0, shared by both views.  base_size = |G| reads all of z (SimCLR, Appendix C).
+    H-SSL: g1 uniform among the elements that keep g0 on the map; g2 uniform among those at most max_distance from g1.
+    Hybrid: as H-SSL, and also two translations a1, a2 of the image.
 
-    loss "assl" | "hssl" | "hybrid"; group "trans" | "rot" | "scale" | "rotscale"; structured: whether the group acts on
-    z, or z only has `order` numbered elements (Table 2); size: H of the images; positions, stride: H' of z and the pixels
-    between two positions; base_size: |g0|; strength: 0 … 0.5.
-    Attributes: images, map (the group as it acts on x and on z), moves (what a step does to x), g0.
-    Raises ValueError as `groups.pairs` does."""
+    loss "assl" | "hssl" | "hybrid"; group "trans" | "rot" | "scale" | "rotscale"; structured: True if the group acts
+    on z, False if z only has `order` numbered elements (Table 2); size: H of the images; positions, stride: H' of z and the pixels
+    between neighbouring positions; base_size: |g0|; strength: 0 … 0.5.
+    Attributes: images, map (the group as it acts on x and on z), moves (the group that acts on x in training), g0.
+    Raises ValueError if `groups.pairs` or `base_space` does, and for a hybrid with "trans"."""
 
     def __init__(self, loss, group, structured, order, size, positions, stride, base_size=1, max_distance=None,
                  distance="euclidean", strength=0.2):
         self.loss, self.structured = loss, structured
         self.images = {"trans": lambda: groups.Translation(size, size), "rot": groups.Rotation,
                        "scale": groups.Scale, "rotscale": groups.RotationScale}[group]()
-        grid, step = (positions, stride) if structured else (size // 4, 4)  # without positions: steps as in the MNIST network
+        grid, step = (positions, stride) if structured else (size // 4, 4)  # no positions: steps as in the MNIST network
         self.studied = groups.Translation(grid, grid, step) if group == "trans" else self.images
-        self.map = self.studied if structured else groups.Scale(tuple(1.0 + i for i in range(order)))  # numbers, and no more
+        self.map = self.studied if structured else groups.Scale(tuple(1.0 + i for i in range(order)))  # only numbered elements
         self.all = torch.arange(self.map.order)  # (|G|,)
-        if loss == "assl" and base_size == self.map.order:  # SimCLR: all of z at once, so one place for g0
+        if loss == "assl" and base_size == self.map.order:  # SimCLR: all of z, so there is one place for g0
             self.g0, self.places = self.all, self.all[:1]  # (|g0|,), (1,)
         else:
             self.g0 = self.map.base_space(base_size)  # (|g0|,)
             self.places, self.allowed = groups.pairs(self.map, self.g0, max_distance, distance)
         if loss == "hybrid" and group == "trans":
             raise ValueError("a hybrid translates the image and moves along another group: take rot, scale or rotscale")
-        self.moves = groups.Translation(size, size) if loss == "hybrid" else self.images  # what a training step does to images
+        self.moves = groups.Translation(size, size) if loss == "hybrid" else self.images  # acts on images in training
         self.strength, self.size = strength, size
 
     def augmentations(self, group, strength):
-        """The elements that T draws from, (M,): all of them, or translations of up to that part of the size along each axis."""
+        """The elements from which T_g is drawn, (M,): all, or for translation the shifts of up to strength·size along each axis."""
         g = torch.arange(group.order)  # (|G|,)
         return g[torch.stack(group.signed(g)).abs().amax(0) <= int(strength * self.size)] if group.spatial else g  # (M,)
 
     def __call__(self, batch, generator=None):
-        """→ g0 (B, |g0|), g1 (B,), g2 (B,) long, on the CPU; for a hybrid a1 and a2 (B,) as well."""
+        """→ g0 (B, |g0|), g1 (B,), g2 (B,) long, on the CPU; for a hybrid also a1 and a2 (B,)."""
         pick = lambda elements: elements[torch.randint(len(elements), (batch,), generator=generator)]  # (B,)
         change = lambda: pick(self.augmentations(self.moves, self.strength))  # (B,)
         if self.loss in ("hssl", "hybrid"):
@@ -221,13 +221,13 @@ class Draws:
         return self.map.shift_base(pick(self.places), self.g0), change(), change()
 
     def moved(self, x, generator):
-        """Images x (B, C_in, H, H), each changed by a random T_g of the group studied (translation: ±20 %) → the same shape."""
+        """Images x (B, C_in, H, H), each changed by a random T_g of the studied group (translation: ±20 %) → the same shape."""
         g = self.augmentations(self.images, 0.2)  # (M,)
         return self.images.T(x, g[torch.randint(len(g), (len(x),), generator=generator)].to(x.device))  # (B, C_in, H, H)
 
     def distances(self, f, x):
-        """`distances` of f on images x, for every g = 1 … of the group studied; translation: shifts by 1, 2, … positions down
-        to the edge, read at the centre.  Without structure all of z is read.  f runs in evaluation mode."""
+        """`distances` of f on images x, for every g = 1, 2, … of the studied group.  Translation: shifts down by 1, 2, … positions
+        up to half the map, read at its centre.  Without structure all of z is read.  f runs in evaluation mode."""
         group = self.studied
         last, step = (group.height // 2, group.width) if group.spatial else (group.order - 1, 1)
         centre = group.height // 2 * (group.width + 1) if group.spatial else 0
@@ -242,17 +242,17 @@ class Draws:
 
 
 def chance(n, denominator="paper"):
-    """InfoNCE when every similarity is alike, N examples: the log of the number of terms below the fraction line."""
+    """InfoNCE of N examples when all similarities are equal: the log of the number of terms in the denominator."""
     return math.log(2 * n - 1 if denominator == "ntxent" else 4 * (n - 1))
 
 
 @torch.no_grad()
 def diagnostics(y1, y2):
-    """What shows a collapse, of one process's views (B, D), as floats.
+    """Numbers that show a collapse, from one process's views (B, D): a dict of floats.
 
-    positive_similarity, negative_similarity: mean cosine.  positive_rank: the share of other images that are nearer
-    than the positive, 0 best, 0.5 chance.  spread: the standard deviation of normalised y over the batch times √D,
-    1 on an evenly filled sphere, 0 collapsed."""
+    positive_similarity, negative_similarity: mean cosine.  positive_rank: the share of other images that are nearer than
+    the positive; 0 is best, 0.5 is chance.  spread: the standard deviation of normalised y1 over the batch times √D;
+    1 if y1 fills the sphere evenly, 0 if it has collapsed."""
     y1, y2 = F.normalize(y1.float(), dim=1), F.normalize(y2.float(), dim=1)  # (B, D)
     similarity = y1 @ y2.T  # (B, B)
     positive, others = similarity.diagonal(), max(1, len(y1) * (len(y1) - 1))  # (B,)
