@@ -1,4 +1,4 @@
-"""The paper's networks f, heads h and classifiers (Appendix B), and the structureless ones of Table 2.
+"""The paper's networks f, heads h and classifiers (Appendix B), and the networks without structure of Table 2.
 
 Needs two siblings: gconv.py and groups.py.
 
@@ -8,14 +8,14 @@ Needs two siblings: gconv.py and groups.py.
     z = f(torch.rand(2, 1, 29, 29))                            # (2, 128, 4, 8, 8) = (B, C, G, H', W')
     f(torch.rand(2, 1, 29, 29), torch.tensor([[0, 3], [1, 1]]))  # (2, 128, 2, 8, 8): two elements of each image
 
-Every backbone is called as f(x): images (B, C_in, H, W) → z (B, C, G, H', W').  Where only some elements of the lifted axis
-are wanted, and f is `independent`, as f(x, elements): their numbers (B, n) → z (B, C, n, H', W').
-Attributes: `order` = G, `channels` = C, `stride` = pixels between two positions of z, `independent` = whether fewer
-elements cost less, `pool` = how fibers are read off space ("mean" as the paper, or "max"; see groups.fibers), `geometry` =
-(kernel, stride, padding) of the convolutions that an image passes through, from which `legal_sizes` follow.
+Every backbone computes f(x): images (B, C_in, H, W) → z (B, C, G, H', W').  If f is `independent`, f(x, elements) computes
+only some elements of the lifted axis: their numbers (B, n) → z (B, C, n, H', W').
+Attributes: `order` = G, `channels` = C, `stride` = pixels between neighbouring positions of z, `independent` = whether f can
+compute only some elements, `pool` = how fibers are pooled over space ("mean" as in the paper, or "max"; see groups.fibers),
+`geometry` = (kernel, stride, padding) of the convolutions, from which `legal_sizes` follow.
 
-Input sizes: MNIST 29 px, CIFAR-10 and Tiny ImageNet 31 px.  With these strides are exact (`legal_sizes`), and z has the
-shapes that the paper states.
+Input sizes: MNIST 29 px, CIFAR-10 and Tiny ImageNet 31 px.  At these sizes all strides are exact (`legal_sizes`), and z has
+the shapes that the paper states.
 """
 import functools
 import math
@@ -32,7 +32,7 @@ from groups import SCALES
 
 
 class Normalise(nn.Module):
-    """(x - mean)/std, a number a channel.  Inside f, so that T_g acts on raw intensities and background stays 0."""
+    """(x - mean)/std for each channel.  It is part of f, so that T_g acts on raw intensities and fills in 0."""
 
     def __init__(self, mean=(0.0,), std=(1.0,)):
         super().__init__()
@@ -46,8 +46,8 @@ class Normalise(nn.Module):
 class MNISTNet(nn.Module):
     """Three group convolutions, each with BatchNorm and ReLU: 29 × 29 px → z (B, 128·width, G, 8, 8).
 
-    functions: of the basis of the first layer, along each axis.  The paper's 11 on 11 pixels reach past their support at
-    the larger scales and are cut there; 3 are not.  pool: "mean" (the paper) or "max".  conv: the class of the layers."""
+    functions: basis functions of the first layer along each axis.  With the six scales, the filter at scale 1
+    has only 7 pixels: too few for the paper's 11 functions, enough for 3.  pool: "mean" (the paper) or "max".  conv: the class of the layers."""
 
     geometry = ((11, 1, 5), (7, 2, 3), (7, 2, 3))
 
@@ -94,8 +94,8 @@ class ResNet20(nn.Module):
 
     "cifar10": outputs (128, 256, 512), strides (1, 2, 2), 3 blocks each: z (B, 512, G, 7, 7).
     "tiny-imagenet": outputs (64, 128, 256, 512), strides (1, 2, 2, 2), 2 blocks each: z (B, 512, G, 4, 4).
-    The paper pads the lifting layer by 3 and states these z, which follow from 31 px only without that padding:
-    31 → 25 → 25 → 13 → 7 (→ 4).  So it is unpadded here, and every map but the last is odd."""
+    The paper pads the lifting layer by 3.  But its shapes of z follow from 31 px only without that padding:
+    31 → 25 → 25 → 13 → 7 (→ 4).  So there is none here, and every map before a stride of 2 has an odd size."""
 
     def __init__(self, kind="cifar10", scales=(1.0,), rotations=1, width=1.0, c_in=3, extent=1, normalise=nn.Identity(),
                  functions=7, pool="mean", conv=GConv):
@@ -105,8 +105,8 @@ class ResNet20(nn.Module):
                                     "tiny-imagenet": ((64, 128, 256, 512), (1, 2, 2, 2), 2)}[kind]
         group = dict(scales=scales, rotations=rotations)
         c = scaled(64, width)
-        c0 = max(9, scaled(9, width))  # nine, however narrow the rest
-        self.geometry = ((7, 1, 0), *((7, s, 3) for s in strides))  # the others keep the size
+        c0 = max(9, scaled(9, width))  # at least nine
+        self.geometry = ((7, 1, 0), *((7, s, 3) for s in strides))  # the other layers keep the size
         self.lifting = conv(c_in, c0, 7, functions, stride=1, padding=0, **group)  # 31 → 25
         self.conv = conv(c0, c, 7, 3, stride=1, padding=3, extent=extent, **group)
         self.norm, self.blocks = nn.BatchNorm2d(c), nn.ModuleList()
@@ -130,8 +130,8 @@ class ResNet20(nn.Module):
 def legal_sizes(geometry):
     """Image sizes up to 1024 px that pass through all layers → {size: whether every stride is exact}.
 
-    geometry: (kernel, stride, padding) of each layer.  A stride is exact on n positions if it divides n + 2·padding - kernel:
-    it then takes the same positions from the image and from the turned image."""
+    geometry: (kernel, stride, padding) of each layer.  A stride is exact on n positions if it divides n + 2·padding - kernel.
+    Then it takes the same positions from the image and from the turned image."""
     sizes = {}
     for size in range(1, 1025):
         n, exact = size, True
@@ -144,11 +144,11 @@ def legal_sizes(geometry):
 
 
 def warn_if_inexact(f, size):
-    """Warn (Python shows it once) that turned filters are not exact at this image size, with the nearest sizes at which they are."""
+    """Warn (Python shows it once) if strides are not exact at this image size, and name the nearest sizes at which they are."""
     sizes = legal_sizes(f.geometry)
     if f.rotations > 1 and not sizes.get(size, True):
         near = sorted((n for n in sizes if sizes[n]), key=lambda n: abs(n - size))[:2]
-        warnings.warn(f"{size} px breaks rotation equivariance, as a stride takes other positions from the turned image: the nearest "
+        warnings.warn(f"{size} px breaks rotation equivariance, since a stride takes other positions from the turned image: the nearest "
                       f"sizes that are exact for the whole network are {min(near)} and {max(near)} px", stacklevel=2)
 
 
@@ -170,7 +170,7 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """Table 2's CNN (6 × CHW): full k × k kernels, `order` times the channels, read as so many elements.  Nothing makes them so.
+    """Table 2's CNN (6 × CHW): full k × k kernels, `order` times the channels, read as `order` elements on which no group acts.
 
     kind "mnist": z (B, 128·width, order, 8, 8).  "cifar10": ResNet20 with z (B, 512·width, order, 7, 7)."""
 
@@ -178,7 +178,7 @@ class CNN(nn.Module):
 
     def __init__(self, kind="mnist", width=1.0, c_in=1, normalise=nn.Identity(), order=6):
         super().__init__()
-        # the same network on the trivial group, so many times as wide, with every pixel of its kernels free
+        # the same network without a group, `order` times as wide; every pixel of its kernels is a parameter
         self.net = (MNISTNet(width=order * width, c_in=c_in, normalise=normalise, conv=PlainConv) if kind == "mnist" else
                     ResNet20(kind, width=order * width, c_in=c_in, normalise=normalise, conv=PlainConv))
         self.order, self.channels, self.stride, self.geometry = order, self.net.channels // order, self.net.stride, self.net.geometry
@@ -188,7 +188,7 @@ class CNN(nn.Module):
 
 
 class PlainConv(nn.Conv2d):
-    """An ordinary convolution with GConv's arguments: a basis, a group and `counts` are taken and ignored."""
+    """An ordinary convolution with GConv's arguments; it ignores the basis, the group and `counts`."""
 
     def __init__(self, c_in, c_out, kernel_size, effective_size=None, stride=1, padding=0, **group):
         super().__init__(c_in, c_out, kernel_size, stride, padding, bias=False)
@@ -201,8 +201,8 @@ class PlainConv(nn.Conv2d):
 class Head(nn.Sequential):
     """The projection head h: three linear layers, BatchNorm after each, ReLU between (not at the end).
 
-    c: length of the bundle |g0|·C; sizes: of the three layers; norm_input: a BatchNorm before them, as for
-    CIFAR-10 and Tiny ImageNet.  (B, c) → (B, sizes[-1])."""
+    c: length of the bundle, |g0|·C; sizes: outputs of the three layers; norm_input: adds a BatchNorm before them,
+    as for CIFAR-10 and Tiny ImageNet.  (B, c) → (B, sizes[-1])."""
 
     def __init__(self, c, sizes=(128, 128, 128), norm_input=False):
         layers = [nn.BatchNorm1d(c)] if norm_input else []
@@ -215,15 +215,15 @@ class Head(nn.Sequential):
 def as_channels(z):
     """All of z as the channels of one element: z (B, C, G, H', W') → (B, G·C, 1, H', W').
 
-    How a classifier reads a network without structure, whose elements have no order to take a maximum over."""
+    A classifier reads a network without structure in this way: a maximum over its elements would have no meaning."""
     return z.transpose(1, 2).flatten(1, 2)[:, :, None]
 
 
 class MNISTClassifier(nn.Module):
     """One more group convolution (7, effective 3, stride 2, unpadded), the maximum over the group, a linear layer.
 
-    Detached, only the linear layer learns ("a detached linear classifier") and the convolution keeps its random weights;
-    attached (supervised), both learn.  Images of more than 32 px leave several positions, whose mean is taken.
+    If it is detached ("a detached linear classifier"), only the linear layer learns and the convolution keeps its random
+    weights.  If it is attached (supervised), both learn.  Images of more than 32 px give several positions; their mean is used.
     convolve=False: only the linear layer (the MLP's z has no space).  structured=False: c counts all of z."""
 
     def __init__(self, c, classes, scales=(1.0,), rotations=1, convolve=True, structured=True):
@@ -235,7 +235,7 @@ class MNISTClassifier(nn.Module):
     def features(self, z):
         """z (B, C, G, 8, 8) → (B, c), what the linear layer sees."""
         z = z if self.structured else as_channels(z)  # (B, C, G, 8, 8) or (B, G·C, 1, 8, 8)
-        if self.conv is not None:  # folded, so without a warning: 8 - 7 is odd, the paper's own layer is not exactly invariant
+        if self.conv is not None:  # folded, so it does not warn: 8 - 7 is odd, so the paper's own layer is not exactly invariant
             y = self.conv(z.permute(2, 0, 1, 3, 4).flatten(0, 1), [len(z)] * z.shape[2])  # (G·B, c, 1, 1)
             z = unlift(y, None, z.shape[2])  # (B, c, G, 1, 1)
         return z.amax(2).mean((-2, -1))  # (B, c)
@@ -261,14 +261,14 @@ class ResNetClassifier(nn.Module):
         return self.linear(self.features(z))  # (B, classes)
 
 
-# ---------------------------------------------------------------- one network for each question
+# ---------------------------------------------------------------- building and changing networks
 def build(kind, group, backbone="equivariant", width=1.0, classes=10, size=29, c_in=1, mean=(0.0,), std=(1.0,),
           base_size=1, extent=1, functions=None, pool="mean"):
     """The backbone f, head h and classifier that Appendix B gives for a data set and a group.
 
     kind "mnist" | "cifar10" | "tiny-imagenet"; group "trans" | "rot" | "scale" | "rotscale"; backbone "equivariant" |
-    "cnn" | "mlp"; size, c_in, mean, std: of the images; base_size: |g0|, by which h's input grows; functions, pool: see
-    MNISTNet (None: the paper's).  Raises ValueError where Table 2 has no such network, or the images are too small for it."""
+    "cnn" | "mlp"; size, c_in, mean, std: of the images; base_size: |g0|, h's input has |g0|·C numbers; functions, pool: see
+    MNISTNet (None: the paper's).  Raises ValueError if Table 2 has no such network, or this image size does not fit it."""
     axis = dict(scales=SCALES if "scale" in group else (1.0,), rotations=4 if group.startswith("rot") else 1)
     inside = dict(width=width, normalise=Normalise(mean, std))
     choices = dict(c_in=c_in, pool=pool, extent=extent, **axis, **({} if functions is None else dict(functions=functions)))
@@ -297,8 +297,8 @@ def build(kind, group, backbone="equivariant", width=1.0, classes=10, size=29, c
 
 
 def perturb(f, epsilon, seed=0):
-    """Break f's equivariance by a known amount, in place: each element g of each group convolution (extent 1) gets its own
-    fixed change δ_g of the coefficients, ‖δ_g‖ = ε·‖w‖ (w as it is now).  ε = 0: f as it was.  It is part of the state dict."""
+    """Break f's equivariance by a known amount, in place.  In each group convolution (extent 1) each element g gets its own
+    fixed change δ_g of the coefficients, ‖δ_g‖ = ε·‖w‖ with the current w.  ε = 0 changes nothing.  The state dict holds δ."""
     generator = torch.Generator().manual_seed(seed)
     for conv in (m for m in f.modules() if isinstance(m, GConv)):
         delta = torch.randn(conv.order, *conv.weight.shape, generator=generator)  # (|G|, C_out, 1, C_in, e, e)
@@ -313,13 +313,13 @@ def scaled(channels, width):
 
 # ---------------------------------------------------------------- BatchNorm over all processes
 class SyncBatchNorm(_BatchNorm):
-    """BatchNorm over all processes' examples, for the CPU (torch's own needs a GPU): N processes then do what one does."""
+    """BatchNorm over all processes' samples, for the CPU (torch's own needs a GPU): N processes compute what one would."""
 
     def _check_input_dim(self, x):
-        pass  # any number of dimensions will do
+        pass  # any number of dimensions is allowed
 
     def forward(self, x):
-        """x (B, C, …), the same B on every process → the same shape and dtype; its buffers move as BatchNorm's do."""
+        """x (B, C, …), the same B on every process → the same shape and dtype; its buffers are updated as in BatchNorm."""
         if not (self.training and dist.is_initialized()):
             return super().forward(x)
         mean, variance = Moments.apply(x)  # (C,) twice
@@ -327,7 +327,7 @@ class SyncBatchNorm(_BatchNorm):
         self.num_batches_tracked += 1
         self.running_mean.lerp_(m, self.momentum)  # (C,)
         self.running_var.lerp_(v * n / (n - 1), self.momentum)  # (C,)
-        # F.batch_norm takes m and v for constants, so their gradients go through its weight w · 1 and its bias b + 0
+        # F.batch_norm treats m and v as constants: factors 1 in weight and terms 0 in bias carry their gradients
         weight = self.weight * ((v + self.eps) / (variance + self.eps)).sqrt()  # (C,)
         bias = self.bias + self.weight * (m - mean) * (v + self.eps).rsqrt()  # (C,)
         return F.batch_norm(x, m, v, weight, bias, False, 0.0, self.eps)  # (B, C, …)
@@ -339,7 +339,7 @@ class Moments(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         zero = torch.zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))  # (C,)
-        here = torch.stack(torch.batch_norm_update_stats(x, zero, zero.clone(), 0.0))  # (2, C): this process's, in one fast kernel
+        here = torch.stack(torch.batch_norm_update_stats(x, zero, zero.clone(), 0.0))  # (2, C): of this process, in one fast kernel
         ctx.world = dist.get_world_size()
         everyone = [torch.empty_like(here) for _ in range(ctx.world)]
         dist.all_gather(everyone, here)
@@ -357,7 +357,7 @@ class Moments(torch.autograd.Function):
 
 
 def synchronise(module, but=None):
-    """Replace every BatchNorm inside the module by one over all processes, in place; leave the part `but` alone."""
+    """Replace every BatchNorm in the module by one over all processes, in place, except in the submodule `but`."""
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm) and child.weight.is_cuda:
             setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
