@@ -1,12 +1,12 @@
-"""A run that survives: one folder a run, files that are whole or absent, a checkpoint that is checked before it is used.
+"""The files of a run: one locked folder for each run, complete files only, and checkpoints that are checked before use.
 
-Needs no sibling: copy this file alone.
+Needs no sibling: you can copy this file alone.
 
-    lock = open_run("runs/a", config, resume=False)     # the folder is new, or this run's own; nobody else is in it
+    lock = open_run("runs/a", config, resume=False)     # a new folder, or this run's own; other processes are kept out
     good = save("runs/a", state, None)                  # state: a dict of tensors, numbers, strings, lists and dicts
-    state, good, warning = load("runs/a", fresh=state)  # the newest whole one that fits `fresh`, or None
+    state, good, warning = load("runs/a", fresh=state)  # the newest undamaged checkpoint that fits `fresh`, or None
 
-Every problem that the user can mend is a UsageError of one line; it is raised before anything is changed.
+Every problem that the user can fix raises a UsageError with a message of one line.  The last good checkpoint is always kept.
 """
 import contextlib
 import io
@@ -20,21 +20,21 @@ import torch
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks: nothing keeps two runs out of one folder there
+except ImportError:  # Windows has no such locks: there, two runs could use one folder
     fcntl = None
 
-OURS = ("checkpoint.pt", "curves.png", "lock", "metrics.jsonl", "result.json")  # a run's files; lock: of older versions
+OURS = ("checkpoint.pt", "curves.png", "lock", "metrics.jsonl", "result.json")  # a run's files; "lock" is from older versions
 
 
 class UsageError(Exception):
-    """A problem that the user can mend.  The message is one line that says how."""
+    """A problem that the user can fix.  The message is one line that says how."""
 
 
 @contextlib.contextmanager
 def atomic_write(path, mode="w", keep=None):
-    """A file to write to, which appears at `path` as a whole or not at all.  keep: where the file that was there goes.
+    """Yield a temporary file, path.tmp; when the block ends, flush it to the disk and rename it to `path`.
 
-    It is written beside its place, forced to the disk, then renamed.  Raises OSError; nothing is left behind then."""
+    So `path` is never half-written.  keep: the old file is first renamed to this path.  After an error path.tmp is removed."""
     try:
         with open(path + ".tmp", mode) as file:
             yield file
@@ -50,14 +50,14 @@ def atomic_write(path, mode="w", keep=None):
 
 
 def is_file(path):
-    """Whether there is a file.  Raises UsageError for a pipe, a folder or a device: reading those could wait for ever."""
+    """Whether the file exists.  Raises UsageError for a pipe, a folder or a device, since reading one could block forever."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise UsageError(f"{path} is not a regular file: move it away, or choose another --out")
     return os.path.exists(path)
 
 
 def read_lines(path):
-    """The JSON objects of a file with one on each line: a list of dicts.  Torn and foreign lines are left out."""
+    """The JSON objects of a file, one on each line: a list of dicts.  Incomplete lines and other lines are skipped."""
     rows = []
     for line in open(path, errors="replace") if is_file(path) else ():
         with contextlib.suppress(ValueError, RecursionError):
@@ -74,9 +74,9 @@ def code_version():
 
 
 def open_run(folder, config, resume, **more):
-    """Make the folder of a new run, or check that this run may go on in it → the lock's file descriptor.
+    """Make the folder of a new run, or check that this run may continue in it → the lock's file descriptor.
 
-    config: a dict of what must be equal for a run to go on; `more` is written beside it.  Raises UsageError."""
+    config: the settings that must be equal for a run to continue, a dict; `more` is also written.  Raises UsageError."""
     path = os.path.join(folder, "config.json")
     there = is_file(path)
     if resume and not there:
@@ -105,13 +105,13 @@ def open_run(folder, config, resume, **more):
 
 
 def free_name(folder):
-    """folder-2, or -3, …: the first that is not there."""
+    """folder-2, or -3, …: the first that does not exist."""
     return next(name for i in range(2, 10 ** 9) if not os.path.exists(name := f"{folder.rstrip('/')}-{i}"))
 
 
 def lock_folder(folder):
-    """Reserve the folder until this process ends, in whatever way it ends → a file descriptor.  Raises UsageError."""
-    lock = os.open(folder, os.O_RDONLY) if fcntl else None  # the folder itself: there is no file to create or to empty
+    """Lock the folder until this process ends or is killed → a file descriptor (Windows: None).  Raises UsageError."""
+    lock = os.open(folder, os.O_RDONLY) if fcntl else None  # lock the folder itself, so there is no lock file
     try:
         if fcntl:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,9 +124,9 @@ def lock_folder(folder):
 
 
 def difference(saved, fresh, name="it"):
-    """What keeps `saved` from taking the place of `fresh`, as text; "" if nothing.
+    """The first reason why `saved` can't replace `fresh`, as text; "" if there is none.
 
-    Wanted: the same types, keys, lengths, shapes and dtypes, equal strings, tensors that are finite, numbers in 0 … ∞."""
+    Required: the same types, keys, lengths, shapes and dtypes; equal strings; finite tensors; finite numbers >= 0."""
     if not isinstance(saved, dict if isinstance(fresh, dict) else type(fresh)):  # an OrderedDict is a dict
         return f"{name} is a {type(saved).__name__}, not a {type(fresh).__name__}"
     if isinstance(fresh, list):
@@ -145,10 +145,10 @@ def difference(saved, fresh, name="it"):
 
 
 def save(folder, state, good):
-    """Write folder/checkpoint.pt, the old one becomes checkpoint.pt.previous → the path of the new one.
+    """Write folder/checkpoint.pt → its path.  state must hold `step`.
 
-    good: the path of the last one known to be readable, or None.  checkpoint.pt becomes .previous only if it is that one, so
-    a readable one exists at every moment.  Raises UsageError if the state is not finite or can't be written."""
+    good: the path of the last checkpoint known to be readable, or None.  If it is checkpoint.pt, it becomes checkpoint.pt.previous.
+    So a readable checkpoint exists at all times.  Raises UsageError if the state is not finite or can't be written."""
     path, buffer = os.path.join(folder, "checkpoint.pt"), io.BytesIO()
     problem = difference(state, state)
     if problem:
@@ -163,19 +163,19 @@ def save(folder, state, good):
 
 
 def load(folder, fresh):
-    """The newest checkpoint that is whole and fits `fresh` → (state, its path, a warning or ""); (None, None, "") if
-    the run had not begun.
+    """The newest undamaged checkpoint that fits `fresh` → (state, its path, a warning or ""); (None, None, "") if the run
+    has no checkpoint and no results yet.
 
-    fresh: the state of the same run at its start, with `step` and its bound `steps`.  Raises UsageError if no checkpoint
-    can be used, or none is left of a run that had one."""
+    fresh: the state of the same run at its start, with `step` and the upper bound `steps`.  Raises UsageError if there are
+    checkpoints but none can be used, or if there are results but no checkpoint."""
     refused, path = [], os.path.join(folder, "checkpoint.pt")
     for candidate in filter(is_file, (path, path + ".previous")):
         try:
-            damaged = zipfile.ZipFile(candidate).testzip()  # a checkpoint is a zip: every part has its checksum
+            damaged = zipfile.ZipFile(candidate).testzip()  # a checkpoint is a zip file: every part has a checksum
             state = {} if damaged else torch.load(candidate, map_location="cpu", weights_only=True)
             problem = f"{damaged} is damaged" if damaged else difference(state, fresh)
             problem = problem or (f"its step is {state['step']}" if state["step"] > fresh["steps"] else "")
-        except Exception as error:  # torn, foreign, hostile: torch has many names for it
+        except Exception as error:  # truncated, foreign or malicious: torch raises many types
             problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"
         if not problem:
             return state, candidate, f"warning: refused {refused[0]}; going on from {candidate}, step {state['step']}" if refused else ""
