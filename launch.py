@@ -1,11 +1,11 @@
-"""A command that runs alone or on many processes, can be stopped, and tells its user what is wrong in one line.
+"""Helpers for a command: run in one or many processes, stop on a signal, and report an error in one line.
 
 Needs two siblings: checkpoint.py and data.py (for their exceptions).
 
-    rank, local, world, device = start_processes()     # alone, or under torchrun
-    rank0_first(make_folder, rank, device)             # what only one process may do; all stop if it fails
-    with note_signals() as noted: ...                  # SIGTERM and Ctrl-C set noted["signal"]
-    Parser, number                                     # argparse, with its complaints as one UsageError
+    rank, local, world, device = start_processes()     # one, or many under torchrun
+    rank0_first(make_folder, rank, device)             # one process does it; all stop if it fails
+    with note_signals() as noted: ...                  # SIGTERM, Ctrl-C and SIGHUP set noted["signal"]
+    Parser, number                                     # argparse, with errors as UsageError
     sys.exit(command(main, "train.py"))                # the exit status: 0, or 2 after one line on stderr
 """
 import argparse
@@ -26,7 +26,7 @@ from data import DataError
 
 # ---------------------------------------------------------------- many processes
 def start_processes():
-    """Meet the other processes, if torchrun started this one → rank, rank on this machine, world size, device.
+    """Join the other processes if torchrun started this one → rank, rank on this machine, world size, device.
     Raises UsageError."""
     local, rank, world = 0, 0, 1
     if "LOCAL_RANK" in os.environ:
@@ -43,7 +43,7 @@ def start_processes():
             raise UsageError(f"process {local} of this machine has no GPU: start at most {torch.cuda.device_count()} on a machine")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-        torch.backends.cudnn.allow_tf32 = False  # or an exact network would look inexact in float32
+        torch.backends.cudnn.allow_tf32 = False  # TF32 would make an exact network look inexact
     else:
         device = torch.device("cpu")
         keep_freed_memory()
@@ -56,14 +56,14 @@ def start_processes():
 
 
 def keep_freed_memory():
-    """Let glibc keep what large tensors free; otherwise every step gives it back and pays for page faults again."""
+    """Make glibc keep freed memory.  Otherwise every step returns it to the system and causes page faults again."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library: leave it as it is
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0), libc.mallopt(-1, 2 ** 31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
 
 
 def max_over_ranks(value, device):
-    """The largest of all processes' ints or bools, so that all of them do the same."""
+    """The maximum of an int or bool over all processes, so that all of them take the same decision."""
     if dist.is_initialized():
         value = torch.tensor(int(value), device=device)  # ()
         dist.all_reduce(value, dist.ReduceOp.MAX)
@@ -71,9 +71,9 @@ def max_over_ranks(value, device):
 
 
 def rank0_first(act, rank, device):
-    """What act() returns where `rank` is 0, None elsewhere.  If it raises there, all processes stop.
+    """Call act() where `rank` is 0 → its result there, None elsewhere.  If it raises UsageError or DataError, all processes raise.
 
-    rank: the rank on this machine for what each machine does once, such as a download."""
+    rank: pass the rank on this machine for an act that each machine must do once, such as a download."""
     given = problem = None
     if rank == 0:
         try:
@@ -87,9 +87,9 @@ def rank0_first(act, rank, device):
 
 @contextlib.contextmanager
 def note_signals():
-    """A signal that asks the run to stop only sets a number in the dict that this gives; the training loop looks at it.
+    """Yield a dict.  SIGTERM, SIGINT and SIGHUP then only set noted["signal"] to their number; the training loop reads it.
 
-    torchrun may send a signal twice; the second must change nothing."""
+    torchrun may send a signal twice, and the second must not interrupt the saving."""
     noted = {"signal": 0}
     numbers = [signal.SIGTERM, signal.SIGINT] + [signal.SIGHUP] * (hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
     before = {number: signal.signal(number, lambda number, frame: noted.update(signal=number)) for number in numbers}
@@ -100,14 +100,14 @@ def note_signals():
             signal.signal(number, handler)
 
 
-# ---------------------------------------------------------------- what the user is told
+# ---------------------------------------------------------------- flags and messages
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UsageError(f"{message} (python {self.prog} --help lists the flags)")
 
 
 def number(kind, low, high, above=False):
-    """An argparse type: an int or float in low … high; above: more than low."""
+    """An argparse type: an int or float in low … high.  above: low itself is not allowed."""
     def convert(text):
         try:
             value = kind(text)
@@ -120,7 +120,7 @@ def number(kind, low, high, above=False):
 
 
 def say(text, stream="stdout", end="\n"):
-    """Print at once.  A stream that is full or that nobody reads must not end a run: what can't be written is dropped."""
+    """Print and flush.  A full or closed stream must not end a run: this text and all later text for it is dropped."""
     file = getattr(sys, stream)
     try:
         print(text, file=file, end=end, flush=True)
@@ -129,18 +129,18 @@ def say(text, stream="stdout", end="\n"):
 
 
 def command(main, name):
-    """Run main() → the exit status, 0 or 2.  A problem that the user can mend becomes one line on stderr; others are raised."""
+    """Run main() → the exit status, 0 or 2.  A problem that the user can fix becomes one line on stderr; others are raised."""
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by the shell (>&-)
             setattr(sys, stream, open(os.devnull, "w"))
-    sys.stdout.reconfigure(errors="backslashreplace")  # for terminals without '…', and names that are not text
+    sys.stdout.reconfigure(errors="backslashreplace")  # for terminals without '…', and file names that are not valid text
     try:
         main()
         return 0
     except (UsageError, DataError) as error:
         told = str(error)
     except OSError as error:
-        told = f"{error.strerror or error} ({error.filename or 'while writing'}): mend that and start again; train.py goes on with --resume"
+        told = f"{error.strerror or error} ({error.filename or 'while writing'}): fix that and start again; train.py continues with --resume"
     except (RuntimeError, MemoryError) as error:
         told = explain(error)
         if told is None:
@@ -148,18 +148,18 @@ def command(main, name):
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
     finally:
-        say("", end="")  # --help | head -1
+        say("", end="")  # a reader may have closed the pipe: --help | head -1
     if "LOCAL_RANK" in os.environ and os.environ.get("RANK") != "0":
-        time.sleep(5)  # gives the first process time to tell it; if that one is gone, this one does
+        time.sleep(5)  # let the first process report first; if it is gone, this one reports
     say(f"{name}: " + " ".join(told.splitlines()), "stderr")
     return 2
 
 
 def explain(error):
-    """What the user can do about a RuntimeError or MemoryError, as text; None if nothing."""
+    """What the user can do about a RuntimeError or MemoryError, as text; None if unknown."""
     text = first_line(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
-        return "not enough memory: start again with a smaller --batch-size or --width and another --out, or go on with more processes"
+        return "not enough memory: start again with a smaller --batch-size or --width and another --out, or continue with more processes"
     if "LOCAL_RANK" in os.environ and (isinstance(error, dist.DistError) or "gloo" in text or "onnection" in text):
         return f"lost the other processes ({text}): start all of them again, with --resume"
     return None
