@@ -1,19 +1,19 @@
-"""Train one network with one loss, on a laptop, a GPU or many: A-SSL (Eq. 2), H-SSL (Eq. 3), supervised or untrained.
+"""Train one network with one loss, on a laptop, one GPU or many GPUs: A-SSL (Eq. 2), H-SSL (Eq. 3), supervised or untrained.
 
     python train.py                                              # 4,000 real digits, two CPU cores, about a minute
-    python train.py --dataset mnist --data-dir data --loss assl  # 500 epochs, as the paper; on a GPU if there is one
+    python train.py --dataset mnist --data-dir data --loss assl  # 500 epochs, as in the paper; uses a GPU if there is one
     torchrun --nproc_per_node=8 train.py --dataset mnist --group rot --loss hssl
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 train.py --dataset cifar10
 
-Keller, Suau & Zappella (2022), Appendix B: its values are the presets of mnist, cifar10 and tiny-imagenet.
-Needs all other modules.  A run is a folder: config.json, metrics.jsonl (one JSON object a line), checkpoint.pt, and at the
-end curves.png and result.json.  See checkpoint.py for what keeps it safe.
+The presets of mnist, cifar10 and tiny-imagenet are the values of Keller, Suau & Zappella (2022), Appendix B.
+Needs all other modules except homomorphism.py.  A run is a folder: config.json, metrics.jsonl (one JSON object on each line),
+checkpoint.pt, and at the end curves.png and result.json.
 
-Everything random in step t (the batch, g0, g1, g2) is drawn for the whole batch from a generator seeded with (seed, t);
-each process takes its share.  So a run does not depend on the number of processes (the loss in the log is that of the first
-one's share), and a resumed run repeats the unbroken one: bit for bit on a CPU with the same number of threads.
+The batches come from a generator seeded with (seed, epoch), and g0, g1, g2 from one seeded with (seed, step).  Both are drawn for
+the whole batch, and each process takes its share.  So a run does not depend on the number of processes, up to rounding (the log
+has the loss of the first process's share).  A resumed run equals an unbroken one: bit for bit on a CPU with as many threads.
 
-Exit status: 0; 2 for a problem that the user can mend, told in one line; 128 + the signal for a run that was stopped.
+Exit status: 0; 2 for a problem that the user can fix, reported in one line; 128 + the signal for a run that was stopped.
 """
 import argparse
 import copy
@@ -48,48 +48,48 @@ EXAMPLES = """examples
   one GPU        python train.py --dataset mnist --batch-size 1024        (500 epochs)
   eight GPUs     torchrun --nproc_per_node=8 train.py --dataset mnist --group rot --loss hssl
   two nodes      torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 train.py --dataset cifar10
-  a short look   python train.py --dataset mnist --train-size 5000 --epochs 2 --batch-size 256 --lr 2 --warmup-epochs 0.25
-  go on          python train.py --out runs/NAME --resume (and the flags that it was started with)
+  a quick test   python train.py --dataset mnist --train-size 5000 --epochs 2 --batch-size 256 --lr 2 --warmup-epochs 0.25
+  continue       python train.py --out runs/NAME --resume (and the flags that the run was started with)
 
 defaults of --epochs, --batch-size, --lr, --warmup-epochs, --width
 """ + "\n".join(f"  {name:14} " + ", ".join(f"{value:g}" for value in preset.values()) for name, preset in PRESETS.items())
-NOT_CONFIG = ("out", "resume", "data_dir", "checkpoint_minutes", "probe_epochs")  # may differ when a run goes on
+NOT_CONFIG = ("out", "resume", "data_dir", "checkpoint_minutes", "probe_epochs")  # may differ when a run continues
 
 
 def parse(argv=None):
-    """The command line → a namespace, presets filled in.  Raises UsageError."""
+    """The command line → a namespace, with the presets filled in.  Raises UsageError."""
     p = launch.Parser(description=__doc__.split("\n\n")[0], epilog=EXAMPLES, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, choice = p.add_argument, lambda name, values, text: p.add_argument(name, choices=values, default=values[0], help=f"{text} (default {values[0]})")
-    choice("--dataset", list(PRESETS), "which images; mnist5k needs no download")
-    add("--data-dir", default="data", help="where the images are, or where they are downloaded to (default data)")
-    add("--train-size", type=launch.number(int, 2, 1e9), metavar="N", help="use only N training images, drawn by --seed (default all)")
+    choice("--dataset", list(PRESETS), "the images; mnist5k needs no download")
+    add("--data-dir", default="data", help="folder of the images, also for downloads (default data)")
+    add("--train-size", type=launch.number(int, 2, 1e9), metavar="N", help="use only N training images, chosen with --seed (default all)")
     add("--test-size", type=launch.number(int, 1, 1e9), metavar="N", help="use only N test images, the same for every seed (default all)")
     add("--image-size", type=launch.number(int, 16, 1024), metavar="PX", help="pad with black, or crop, to this size (default: 29 for MNIST, 31 for the others)")
-    choice("--group", ("rot", "scale", "trans", "rotscale"), "the group G that is studied")
+    choice("--group", ("rot", "scale", "trans", "rotscale"), "the group G")
     choice("--loss", ("hssl", "assl", "hybrid", "supervised", "frozen"), "Eq. 3, Eq. 2, both at once (Appendix A), labels, or an untrained network")
-    choice("--objective", ("infonce", "ntxent", "bilinear", "byol", "simsiam"), "how two views are compared: as Eq. 2 prints it, SimCLR's, DIM(L)'s, or without negatives")
-    choice("--backbone", ("equivariant", "cnn", "mlp"), "cnn and mlp are Table 2's, without structure")
+    choice("--objective", ("infonce", "ntxent", "bilinear", "byol", "simsiam"), "how two views are compared: Eq. 2, SimCLR, DIM(L), or two without negatives")
+    choice("--backbone", ("equivariant", "cnn", "mlp"), "the network; cnn and mlp are those of Table 2, without structure")
     add("--epochs", type=launch.number(int, 0, 1e6), help="passes over the training images")
-    add("--batch-size", type=launch.number(int, 2, 1e6), help="images in a step, of all processes together")
+    add("--batch-size", type=launch.number(int, 2, 1e6), help="images in each step, over all processes")
     add("--lr", type=launch.number(float, 0, 1e6), help="base learning rate; the peak rate is lr * batch size / 256, and is printed")
     add("--warmup-epochs", type=launch.number(float, 0, 1e6), help="epochs of linear warm-up before the cosine")
-    add("--weight-decay", type=launch.number(float, 0, 1e6), default=1e-4, help="for weights, never for biases and norms (default 1e-4)")
-    add("--tau", type=launch.number(float, 1e-4, 1e4), default=0.1, help="temperature (default 0.1)")
-    add("--base-size", type=launch.number(int, 1, 10000), default=1, metavar="N", help="|g0|, the fibers in a bundle; |G| with --loss assl is SimCLR (default 1)")
+    add("--weight-decay", type=launch.number(float, 0, 1e6), default=1e-4, help="weight decay; biases and norms have none (default 1e-4)")
+    add("--tau", type=launch.number(float, 1e-4, 1e4), default=0.1, help="temperature of InfoNCE (default 0.1)")
+    add("--base-size", type=launch.number(int, 1, 10000), default=1, metavar="N", help="|g0|, fibers in a bundle; |G| with --loss assl is SimCLR (default 1)")
     add("--max-distance", type=launch.number(float, 0, 1e9), metavar="D", help="largest distance between the two bundles of a pair, for hssl and hybrid (default: any)")
-    choice("--distance", ("euclidean", "topological"), "which distance; euclidean is squared")
-    add("--strength", type=launch.number(float, 0, 0.5), default=0.2, help="largest shift of A-SSL, as a part of the image size (default 0.2)")
+    choice("--distance", ("euclidean", "topological"), "the distance of --max-distance; euclidean is squared")
+    add("--strength", type=launch.number(float, 0, 0.5), default=0.2, help="largest shift (assl with trans; hybrid), as a part of the image size (default 0.2)")
     add("--functions", type=launch.number(int, 1, 11), metavar="N", help="basis functions of the first layer along each axis (default: 11 for MNIST, 7 for the others)")
-    choice("--pool", ("mean", "max"), "how fibers are read off space")
+    choice("--pool", ("mean", "max"), "how fibers are pooled over space")
     add("--epsilon", type=launch.number(float, 0, 100), default=0.0, help="break the equivariance: change each element's coefficients by epsilon * |w| (default 0)")
-    add("--unfed", action="store_true", help="leave the BatchNorm of an untrained network at mean 0 and variance 1 when it is probed")
-    add("--width", type=launch.number(float, 0, 16, above=True), help="multiplies every number of channels")
-    choice("--amp", ("auto", "bf16", "fp16", "off"), "mixed precision; auto: where the hardware has it")
-    add("--seed", type=launch.number(int, 0, 2 ** 31 - 1), default=0, help="of the weights, the batches, the group elements and --train-size (default 0)")
+    add("--unfed", action="store_true", help="probe an untrained network with its BatchNorm left at mean 0 and variance 1")
+    add("--width", type=launch.number(float, 0, 16, above=True), help="factor for every number of channels")
+    choice("--amp", ("auto", "bf16", "fp16", "off"), "mixed precision; auto: if the hardware has it")
+    add("--seed", type=launch.number(int, 0, 2 ** 31 - 1), default=0, help="seed of weights, batches, group elements and --train-size (default 0)")
     add("--out", help="the run's folder (default runs/DATASET-GROUP-LOSS-BACKBONE-seedSEED)")
-    add("--checkpoint-minutes", type=launch.number(float, 0, 1e9), default=10, metavar="M", help="save at every epoch's end and after M minutes (default 10)")
+    add("--checkpoint-minutes", type=launch.number(float, 0, 1e9), default=10, metavar="M", help="save at the end of each epoch and every M minutes (default 10)")
     add("--probe-epochs", type=launch.number(int, 1, 1e6), metavar="N", help="also write the read-outs into metrics.jsonl every N epochs (default never)")
-    add("--resume", action="store_true", help="go on with the run in --out")
+    add("--resume", action="store_true", help="continue the run in --out")
     args = p.parse_args(argv)
     for name, value in PRESETS[args.dataset].items():
         if getattr(args, name) is None:
@@ -108,7 +108,7 @@ def parse(argv=None):
 
 
 def config_of(args):
-    """What must be equal for a run to go on: a dict."""
+    """The settings that must be equal for a run to continue: a dict."""
     return {k: v for k, v in sorted(vars(args).items()) if k not in NOT_CONFIG}
 
 
@@ -116,12 +116,12 @@ def config_of(args):
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017), in FAIR's form:
 
-        d = g + wd·p        the step's direction
-        q = η·‖p‖ / ‖d‖     the trust ratio, one for each tensor (1 where a norm is 0)
+        d = g + wd·p        the direction of the step
+        q = η·‖p‖ / ‖d‖     the trust ratio of each tensor (1 if a norm is 0)
         v = m·v + q·d       momentum
         p = p - lr·v
 
-    You et al. divide by ‖g‖ + wd·‖p‖; SimCLR keeps lr inside v.  Biases and norms (tensors of one dimension) get q = 1 and
+    You et al. divide by ‖g‖ + wd·‖p‖; SimCLR puts lr inside v.  Biases and norms (tensors of one dimension) get q = 1 and
     wd = 0.  params: an iterable of tensors."""
 
     def __init__(self, params, lr=0.1, momentum=0.9, weight_decay=1e-4, eta=0.001):
@@ -150,7 +150,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def learning_rate(step, steps, warmup, peak):
-    """Linear up to `peak` over `warmup` steps, then a cosine to 0 at `steps`.  A pure function of the step."""
+    """Linear warm-up to `peak` over `warmup` steps, then a cosine to 0 at `steps`.  It depends on the step alone."""
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
@@ -158,7 +158,7 @@ def learning_rate(step, steps, warmup, peak):
 
 # ---------------------------------------------------------------- what is learned
 class Objective(nn.Module):
-    """What one process does with its share of a batch: images, labels and group elements → (loss, y1, y2)."""
+    """The loss of one process's share of a batch: images, labels, group elements → (loss, y1, y2); no y1, y2 if supervised."""
 
     def __init__(self, args, f, h, classifier, draws):
         super().__init__()
@@ -169,7 +169,7 @@ class Objective(nn.Module):
             return
         d = h[-1].num_features  # D
         if args.objective == "bilinear":
-            self.W = nn.Parameter(torch.eye(d) / d)  # at first a cosine, of y with unit variance
+            self.W = nn.Parameter(torch.eye(d) / d)  # initially the cosine, if y has unit variance
         if args.objective in ("byol", "simsiam"):
             self.q = nn.Sequential(nn.Linear(d, d, bias=False), nn.BatchNorm1d(d), nn.ReLU(), nn.Linear(d, d))  # predictor
         if args.objective == "byol":
@@ -202,7 +202,7 @@ class Objective(nn.Module):
             slow.lerp_(fast, 1 - momentum)
 
 
-# ---------------------------------------------------------------- the run, in the order in which it happens
+# ---------------------------------------------------------------- the run, in order
 def main(argv=None):
     """Train, then probe.  Raises UsageError and data.DataError, and SystemExit if a signal stopped the run."""
     args = parse(argv)
@@ -210,7 +210,7 @@ def main(argv=None):
     code = checkpoint.code_version()
     dtype = probe.precision(args.amp, device)
     load = lambda: data.load(args.dataset, args.data_dir, args.train_size, args.seed, args.test_size, args.image_size)
-    images = launch.rank0_first(load, local, device) or load()  # one process of each machine first: it may have to download
+    images = launch.rank0_first(load, local, device) or load()  # first one process of each machine, which may download
     n = len(images.train_x)
     if args.batch_size > n or args.batch_size % world:
         near = min(args.batch_size, n) // world * world or world
@@ -222,16 +222,16 @@ def main(argv=None):
         model = Objective(args, *probe.network(vars(args), images)).to(device)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if world > 1:  # a detached classifier sees no batch in training, and the first process probes with it alone
+    if world > 1:  # a detached classifier is not trained here, and only the first process probes with it
         backbones.synchronise(model, but=None if args.loss == "supervised" else model.classifier)
     optimizer = LARS((p for p in model.parameters() if p.requires_grad), weight_decay=args.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     # ---- how long, and from where
-    per_epoch = n // args.batch_size  # images that fill no batch wait for the next epoch's shuffle
+    per_epoch = n // args.batch_size  # images beyond the last full batch are not used in this epoch
     steps, warmup, peak = args.epochs * per_epoch, round(args.warmup_epochs * per_epoch), args.lr * args.batch_size / 256
     step, seconds, cpu, good = 0, 0.0, 0.0, None
-    pixels = hashlib.sha256(images.train_x.numpy()).hexdigest()  # a run goes on with the images that it began with
+    pixels = hashlib.sha256(images.train_x.numpy()).hexdigest()  # a run may only continue with the same images
     momentum = [optimizer.state[p]["v"] for group in optimizer.param_groups for p in group["params"]]  # the shape of each p
     state = lambda: dict(config=json.dumps(config_of(args)), images=pixels, step=step, steps=steps, seconds=seconds, cpu=cpu + time.process_time(),
                          model=model.state_dict(), momentum=momentum, scaler=scaler.state_dict())
@@ -246,7 +246,7 @@ def main(argv=None):
             scaler.load_state_dict(saved["scaler"])
             step, seconds, cpu = saved["step"], saved["seconds"], saved["cpu"]
         if launch.max_over_ranks(step, device) != step:
-            raise UsageError(f"this process found step {step} in {args.out}, another a later one: --out must be on a disk that all share")
+            raise UsageError(f"this process found step {step} in {args.out}, another process a later one: --out must be on a disk that all processes share")
     if 0 < steps <= warmup and rank == 0:
         launch.say(f"warning: --warmup-epochs {args.warmup_epochs:g} of --epochs {args.epochs}: the learning rate never reaches {peak:g}", "stderr")
     if rank == 0:
@@ -257,13 +257,13 @@ def main(argv=None):
 
     # ---- the loop
     x, y = images.train_x.to(device), images.train_y.to(device)  # (N, C_in, H, H), (N,)
-    share = slice(rank * args.batch_size // world, (rank + 1) * args.batch_size // world)  # of a batch, for this process
+    share = slice(rank * args.batch_size // world, (rank + 1) * args.batch_size // world)  # the part of a batch for this process
     wrapped = DistributedDataParallel(model) if world > 1 and steps else model
     bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=rank > 0 or not sys.stderr.isatty())
     earlier, started, saved_at = seconds, time.time(), time.time()
     with launch.note_signals() as noted:
         while step < steps:
-            order = torch.randperm(n, generator=seeded(args.seed, step // per_epoch, 1))  # (N,): the same in every step of an epoch
+            order = torch.randperm(n, generator=seeded(args.seed, step // per_epoch, 1))  # (N,): the same for all steps of an epoch
             batch = order[step % per_epoch * args.batch_size:][:args.batch_size][share].to(device)  # (B,)
             elements = [g[share].to(device) for g in model.draws(args.batch_size, seeded(args.seed, step, 2))]  # (B, …) each
             for group in optimizer.param_groups:
@@ -289,7 +289,7 @@ def main(argv=None):
                                 seconds=round(seconds, 2), images_per_second=round(step * args.batch_size / seconds, 1))
                     log.write(json.dumps(line | measure(args, model, y1, y2, x[:32])) + "\n")
                 if args.probe_epochs and step % (args.probe_epochs * per_epoch) == 0:
-                    copies = copy.deepcopy((model.f, model.classifier))  # the probe sets modes and may feed BatchNorm
+                    copies = copy.deepcopy((model.f, model.classifier))  # the probe changes modes and BatchNorm
                     log.write(json.dumps(dict(step=step) | probe.evaluate(*copies, model.draws, images, device, dtype, args.seed, feed=not args.unfed)) + "\n")
                 log.flush()
                 if stop or last or epoch_ends or time.time() - saved_at > 60 * args.checkpoint_minutes:
@@ -300,13 +300,13 @@ def main(argv=None):
                 raise SystemExit(128 + stop)
     bar.close()
 
-    # ---- what was learned: the first process alone
+    # ---- the read-outs: only the first process
     if world > 1:
         dist.destroy_process_group()
     if rank > 0:
         return
     if good is None:
-        checkpoint.save(args.out, state(), good)  # no step was made: the weights as drawn
+        checkpoint.save(args.out, state(), good)  # no step was made: save the initial weights
     probe.draw_curves(args.out)
     result = probe.evaluate(model.f, model.classifier, model.draws, images, device, dtype, args.seed, quiet=False, feed=not args.unfed)
     result |= dict(parameters=sum(p.numel() for p in model.f.parameters()), train_seconds=round(seconds, 2), cpu_seconds=round((cpu + time.process_time()) * world, 1),
@@ -319,7 +319,7 @@ def main(argv=None):
 
 # ---------------------------------------------------------------- small parts
 def seeded(*key):
-    """A CPU generator that depends on nothing but the key (ints below 2³¹)."""
+    """A CPU generator that depends only on the key (ints below 2³¹)."""
     mixed = 0
     for k in key:
         mixed = (mixed * 1_000_003 + k + 1) % (2 ** 63 - 25)
@@ -327,8 +327,8 @@ def seeded(*key):
 
 
 def finite(loss, model, scaler):
-    """Whether loss and gradients are finite.  Under fp16 the scaler skips steps whose gradients are not, and halves its
-    scale; False if that does not end."""
+    """Whether loss and gradients are finite.  Under fp16 the scaler skips steps whose gradients are not finite and halves
+    its scale; then only the loss is checked, and that the scale is above 2⁻²⁴."""
     if scaler.is_enabled():
         return bool(loss.isfinite()) and scaler.get_scale() > 2 ** -24
     norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -336,7 +336,7 @@ def finite(loss, model, scaler):
 
 
 def measure(args, model, y1, y2, x):
-    """What a line of metrics.jsonl says of the two views y1, y2 (B, D) and of f on images x (B, C_in, H, H) uint8: a dict."""
+    """Diagnostics for metrics.jsonl, of two views y1, y2 (B, D) and of f on images x (B, C_in, H, H) uint8: a dict."""
     if y1 is None:
         return {}  # supervised
     chance = 2 if args.objective in ("byol", "simsiam") else losses.chance(args.batch_size, args.objective)
@@ -346,7 +346,7 @@ def measure(args, model, y1, y2, x):
 
 
 def open_log(args, step, code):
-    """metrics.jsonl, opened to append, without the lines of steps that will be done again."""
+    """Open metrics.jsonl to append, after removing the lines of steps that will be repeated."""
     path = os.path.join(args.out, "metrics.jsonl")
     kept = [row for row in checkpoint.read_lines(path) if isinstance(row.get("step", 0), int) and row.get("step", 0) <= step]
     with checkpoint.atomic_write(path) as file:
