@@ -1,16 +1,16 @@
-"""What a run has learned: five read-outs of its features, which no longer change, and three distances between them.
+"""Evaluate a run: five read-outs of its frozen features, and three distances between features.
 
     python probe.py runs/mnist5k-scale-hssl-equivariant-seed0     # prints a small table, writes probe.json
 
 Needs five siblings: backbones.py, checkpoint.py, data.py, launch.py, losses.py (and what they need).
 
-Read-outs, in per cent of test images; the network is frozen, and every image is encoded once:
-    top1     Appendix B's detached classifier; on MNIST one more (random) group convolution, then a linear layer
-    linear   a linear layer on the fibers pooled over space, and their maximum over the lifted axis
-    knn      20 nearest neighbours among the same vectors
-    fiber    20 nearest neighbours by one fiber, f(x)(g0): what h sees
-    moved    the same, of test images changed by a random T_g among unchanged training images: an f invariant to T_g would
-             give `fiber` again
+Read-outs, in per cent of the test images; the network is frozen:
+    top1     the detached classifier of Appendix B; on MNIST one more (random) group convolution, then a linear layer
+    linear   a linear layer on one vector for each image: the maximum over the lifted axis of the fibers pooled over space
+    knn      20 nearest neighbours, with the same vectors
+    fiber    20 nearest neighbours, with one fiber f(x)(g0), which is what h sees
+    moved    as fiber, but each test image is first changed by a random T_g.  The training images are not changed.  If f is
+             invariant to T_g, this equals fiber
 Distances: `losses.distances`.
 """
 import json
@@ -36,9 +36,9 @@ READOUTS = ("top1", "linear", "knn", "fiber", "moved")
 def encode(f, classifier, draws, x, device, dtype=None, generator=None, batch=256, quiet=True):
     """Frozen features of images x (N, C_in, H, W) uint8, float32 on the CPU: three tensors.
 
-    (N, C'), `classifier.features(z)`; (N, C), the pooled fibers, their maximum over the group; (N, C), one fiber f(x)(g0):
-    element 0, for translation the centre.  Without structure the last two are all of z, pooled over space: (N, G·C).
-    generator: each image is first changed by a random T_g, see `losses.Draws.moved`."""
+    (N, C'), `classifier.features(z)`; (N, C), the maximum over the group of the pooled fibers; (N, C), one fiber f(x)(g0) at
+    element 0, for translation at the centre.  Without structure the last two are all of z, pooled over space: (N, G·C).
+    generator: if given, each image is first changed by a random T_g, see `losses.Draws.moved`."""
     features, pooled, one = [], [], []
     for part in tqdm(x.split(batch), desc="encode", unit="batch", leave=False, disable=True if quiet else None):
         part = part.to(device).float() / 255  # (B, C_in, H, W)
@@ -53,9 +53,9 @@ def encode(f, classifier, draws, x, device, dtype=None, generator=None, batch=25
 
 
 def linear_accuracy(train_x, train_y, test_x, test_y, classes, steps=3000, epochs=50, batch=256, lr=0.01, seed=0):
-    """Top-1 in per cent of a linear layer on standardised features (N, C), by Adam and a cosine.
+    """Top-1 in per cent of a linear layer on standardised features (N, C), trained with Adam and a cosine schedule.
 
-    It learns for so many steps or epochs, whichever is longer."""
+    It learns for `steps` steps or `epochs` epochs, whichever is longer."""
     steps = max(steps, epochs * len(train_y) // batch)
     mean, std = train_x.mean(0), train_x.std(0).clamp(min=1e-6)  # (C,)
     train_x = (train_x - mean) / std  # (N, C)
@@ -76,7 +76,7 @@ def linear_accuracy(train_x, train_y, test_x, test_y, classes, steps=3000, epoch
 
 @torch.no_grad()
 def knn_accuracy(train_v, train_y, test_v, test_y, k=20, tau=0.07, batch=1000):
-    """Top-1 in per cent of k nearest neighbours: cosine similarity s, votes of weight exp(s/τ) (Wu et al. 2018)."""
+    """Top-1 in per cent of k nearest neighbours: cosine similarity s, votes with weight exp(s/τ) (Wu et al. 2018)."""
     train_v, test_v = F.normalize(train_v, dim=1), F.normalize(test_v, dim=1)  # (N, C)
     k, classes, right = min(k, len(train_y)), int(train_y.max()) + 1, 0
     for v, y in zip(test_v.split(batch), test_y.split(batch)):
@@ -87,18 +87,18 @@ def knn_accuracy(train_v, train_y, test_v, test_y, k=20, tau=0.07, batch=1000):
 
 
 def evaluate(f, classifier, draws, images, device, dtype=None, seed=0, quiet=True, feed=True):
-    """The read-outs in per cent, the distances, and the number of images: a dict, see the top of this file.
+    """The read-outs in per cent, the distances, and the numbers of images: a dict, see the top of this file.
 
-    f and classifier are left in evaluation mode; no weight of theirs changes.  A BatchNorm that has seen no image yet
-    (the classifier's, and in an untrained network all of them) takes its statistics from 2,048 training images: otherwise
-    it would divide by 1, and an untrained network would differ from a trained one in more than its training.
-    feed=False leaves them as they are.  The distances are in float32, on at most 1,024 test images."""
+    f and classifier are left in evaluation mode; their weights do not change.  A BatchNorm that has seen no image yet (the
+    classifier's, and all of an untrained network) takes its statistics from 2,048 training images.  Otherwise it would divide
+    by 1, and an untrained network would differ from a trained one in more than its training.  feed=False leaves its
+    statistics unchanged.  The distances are computed in float32, on at most 1,024 test images."""
     state = torch.random.get_rng_state()
     f.eval(), classifier.eval()
     fresh = [m for m in (*f.modules(), *classifier.modules()) if isinstance(m, _BatchNorm) and not int(m.num_batches_tracked)]
     if fresh and feed:
         for norm in fresh:
-            norm.train().momentum = None  # a plain average
+            norm.train().momentum = None  # a plain average over batches
         encode(f, classifier, draws, images.train_x[:2048], device, dtype)
         f.eval(), classifier.eval()
     train = encode(f, classifier, draws, images.train_x, device, dtype, quiet=quiet)  # (N, C'), (N, C), (N, C)
@@ -113,7 +113,7 @@ def evaluate(f, classifier, draws, images, device, dtype=None, seed=0, quiet=Tru
 
 
 def report(found):
-    """The result of `evaluate` as a small table, text.  ± is the standard error that the number of test images gives."""
+    """The result of `evaluate` as a small text table.  ± is the standard error due to the number of test images."""
     error = lambda p: (p * (100 - p) / found["test_images"]) ** 0.5  # √(p(1 - p)/n), in points
     lines = ["   ".join(f"{name} {found[name]:.2f} ± {error(found[name]):.2f} %" for name in READOUTS)]
     lines.append("distances over that of two different images, for g = 1 …")
@@ -126,7 +126,7 @@ def report(found):
 
 
 def network(config, images):
-    """f, h, the classifier and the draws that a run's configuration asks for, f perturbed if it says so.  Raises ValueError."""
+    """The f, h, classifier and `losses.Draws` of a run's configuration; f is perturbed if epsilon > 0.  Raises ValueError."""
     c_in, size = images.train_x.shape[1], images.train_x.shape[-1]
     f, h, classifier = backbones.build(images.kind, config["group"], config["backbone"], config["width"], images.classes, size, c_in,
                                        *data.mean_std(images.train_x), config["base_size"], functions=config["functions"], pool=config["pool"])
@@ -140,7 +140,7 @@ def network(config, images):
 
 
 def precision(amp, device):
-    """The dtype for autocast that --amp asks for, or None for float32.  auto: half precision where the hardware has it."""
+    """The dtype for autocast that --amp asks for, or None for float32.  auto: half precision if the hardware has it."""
     if device.type == "cuda":
         best = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     else:
@@ -150,14 +150,14 @@ def precision(amp, device):
 
 
 def open_network(folder, data_dir="data"):
-    """A run's folder, with its newest checkpoint → f with its weights, a fresh classifier, its draws, images and configuration.
+    """A run's folder → f and the classifier with the weights of checkpoint.pt, its Draws, images and configuration.
 
-    Raises UsageError if the folder holds something else, data.DataError if the images are not there."""
+    Raises UsageError if the folder holds no run or its parts do not fit, data.DataError if the images can't be loaded."""
     try:
         config = dict(json.load(open(os.path.join(folder, "config.json")))["config"])
         dataset, train_size, seed, _, _ = (config[k] for k in ("dataset", "train_size", "seed", "amp", "unfed"))
         weights = torch.load(os.path.join(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)["model"]
-    except Exception as error:  # missing, truncated, foreign, hostile: torch has many names for it
+    except Exception as error:  # missing, truncated, foreign or malicious: torch raises many types
         raise checkpoint.UsageError(f"{folder} holds no run ({type(error).__name__}): name a folder that train.py wrote") from None
     try:
         images = data.load(dataset, data_dir, train_size, seed, config.get("test_size"), config.get("image_size"))
@@ -171,7 +171,7 @@ def open_network(folder, data_dir="data"):
 
 
 def draw_curves(folder):
-    """curves.png from metrics.jsonl: the loss, and what shows whether it learns."""
+    """Draw curves.png from metrics.jsonl: the loss, the diagnostics of the views, and the distances, over the steps."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
@@ -198,8 +198,8 @@ def draw_curves(folder):
 def main(argv=None):
     p = launch.Parser(description=__doc__.split("\n\n")[0])
     p.add_argument("run", help="a run folder of train.py")
-    p.add_argument("--data-dir", default="data", help="where the images are (default data)")
-    p.add_argument("--weights", metavar="FILE", help="also write the weights of f to FILE, and what was printed to FILE.json")
+    p.add_argument("--data-dir", default="data", help="folder of the images (default data)")
+    p.add_argument("--weights", metavar="FILE", help="also write the weights of f to FILE, and the results and flags to FILE.json")
     args = p.parse_args(argv)
     f, classifier, draws, images, config = open_network(args.run, args.data_dir)
     launch.keep_freed_memory()
