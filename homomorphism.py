@@ -1,8 +1,8 @@
-"""The homomorphism, learned: a network without built-in structure learns f and Γ_g at once, for C4 (quarter turns).
+"""A learned homomorphism: a network without built-in structure learns f and Γ_g together, for C4 (quarter turns).
 
     python homomorphism.py --share 0.1 --lam 10 --seed 0         # an MLP on 4,000 digits, one JSON row, one or two minutes
     python homomorphism.py --given --share 0.03 --out rows.jsonl # Γ is the cyclic permutation, only f learns
-    python homomorphism.py --one-way --start identity            # what goes wrong without the inverse, see `equation1`
+    python homomorphism.py --one-way --start identity            # without the inverse direction, see `equation1`
 
 Keller, Suau & Zappella (2022), Section 6: "one field of research which appears particularly promising for future work is the
 integration of learned homomorphisms with H-SSL. In the H-SSL framework, a learned homomorphism can be seen as equivalent to
@@ -13,11 +13,11 @@ the fiber axis, the same for all channels.  What is learned:
 
     L = InfoNCE( h((Γ_g1 v)(g0)), h((Γ_g2 v)(g0)) )  +  λ · ‖f(T_g x) - Γ_g f(x)‖² / ‖f(T_g x) - f(x)‖²    (in both directions, see `equation1`)
 
-The first term is H-SSL (Eq. 3) with v(g⁻¹·g0) := (Γ_g v)(g0).  The second is the error of Eq. 1 over its null, the error of Γ_g = 1.
-It needs images that are turned, but only for a share of each batch, with g uniform in 1, 2, 3.  share 0: H-SSL on a network
-without structure (Table 2).  share 1: two passes for each image, the cost of A-SSL.  ‖A⁴ - 1‖ is measured.
+The first term is H-SSL (Eq. 3) with v(g⁻¹·g0) := (Γ_g v)(g0).  The second is the error of Eq. 1 over its null, the error for
+Γ_g = 1.  It needs turned images, but only for a share of each batch, with g uniform in 1, 2, 3.  share 0: H-SSL on a network
+without structure (Table 2).  share 1: two passes for each image, the cost of A-SSL.  ‖A⁴ - 1‖ is measured, not trained.
 
-A learns from the second term alone.  The first asks for two equal views, and Γ = 1 gives them without any learning.
+Only the second term trains A.  The first compares two views, and Γ = 1 would make them equal without any learning.
 Everything runs on the CPU, in one process.
 
 What related methods assume, and what they learn
@@ -54,9 +54,9 @@ C4 = groups.Rotation()
 
 # ---------------------------------------------------------------- Γ, and the two terms of the loss
 def four_fibers(z, pool="mean"):
-    """z (B, C', G, H', W'), G a multiple of 4, averaged over space and read as four fibers v (B, 4, C), C = C'·G/4.
+    """z (B, C', G, H', W'), G a multiple of 4, pooled over space and read as four fibers v (B, 4, C), C = C'·G/4.
 
-    The MLP's 16 fibers become four fibers of four times the channels: a 16 × 16 Γ of four equal blocks, A in each."""
+    The MLP's 16 fibers become four fibers with four times the channels.  On the 16 fibers, Γ has four equal blocks A."""
     return groups.fibers(z, C4, pool).unflatten(1, (4, -1)).flatten(2)  # (B, 4, C)
 
 
@@ -66,10 +66,10 @@ def cycle():
 
 
 def start(name, noise=0.01):
-    """The A that learning starts from, (4, 4): "random", orthogonal; "identity", 1 + noise·N(0, 1); "cycle", the given one.
+    """The initial A, (4, 4): "random" is orthogonal; "identity" is 1 + noise·N(0, 1); "cycle" is `cycle()`.
 
-    A 4-cycle has the eigenvalues 1, i, -1, -i, so its determinant is -1.  That of 1 is +1: on the way from the identity one
-    eigenvalue has to pass through 0, where A forgets a part of v."""
+    A 4-cycle has the eigenvalues 1, i, -1, -i and the determinant -1.  The identity has the determinant +1.  So between
+    them one eigenvalue must pass through 0, where A loses a part of v."""
     if name == "random":
         return nn.init.orthogonal_(torch.empty(4, 4))  # (4, 4)
     return cycle() if name == "cycle" else torch.eye(4) + noise * torch.randn(4, 4)  # (4, 4)
@@ -82,7 +82,7 @@ def Gamma(A, v, g):
 
 
 def views(v, h, A, g0, g1, g2):
-    """Eq. 3 with Γ in the place of the moved base space: h((Γ_g1 v)(g0)) and h((Γ_g2 v)(g0)).
+    """Eq. 3 with Γ instead of a moved base space: h((Γ_g1 v)(g0)) and h((Γ_g2 v)(g0)).
 
     v (B, 4, C); h: head; A (4, 4); g0 (B, |g0|), g1, g2 (B,) long → y1, y2 (B, D), the arguments of `losses.info_nce`.
     With A = cycle() this is losses.h_ssl; with A = 1 the two views are equal."""
@@ -91,18 +91,18 @@ def views(v, h, A, g0, g1, g2):
 
 
 def equation1(moved, v, A, g, one_way=False):
-    """Eq. 1's error over its null, in both directions; the mean over the g that occur of
+    """The error of Eq. 1 over its null, in both directions: the mean, over the g that occur, of
 
         ½ Σ ( ‖f(T_g x) - Γ_g f(x)‖² + ‖f(x) - Γ_g⁻¹ f(T_g x)‖² )  /  Σ ‖f(T_g x) - f(x)‖²,    0 exact, 1 for Γ_g = 1
 
-    moved = f(T_g x), v = f(x) (k, 4, C); A (4, 4); g (k,) long, 1 … 3 → scalar.  Each sum runs over the images with the same g: a
-    ratio for each image would be ruled by images that T_g hardly changes, one for all g by the g that change f most.
+    moved = f(T_g x), v = f(x) (k, 4, C); A (4, 4); g (k,) long, 1 … 3 → scalar.  Each sum is over the images with the same g.
+    In a ratio for each image, images that T_g hardly changes would dominate; in one for all g, the g that change f most.
 
-    The second direction needs no further image, and Γ_g⁻¹ = A^(4-g) is a product of A with itself, no inverse.  Without it
-    (one_way) Γ need not be a group's action: x is upright, so A = 0 with f(T_g x) = 0, or a projection, is a solution.
-    The null carries gradient: the ratio then has no gradient along f → c·f, nor any towards f(T_g x) = f(x).  A null without
-    gradient leaves that of the error alone, which a smaller f and an invariant f both make smaller.
-    Raises ValueError for 0/0, a null that is no more than rounding: f is constant, or invariant."""
+    The second direction needs no further image, and Γ_g⁻¹ = A^(4-g) is a power of A, so no matrix is inverted.  Without it
+    (one_way) Γ need not be a group action: x is upright, so A = 0 with f(T_g x) = 0, or a projection, is also a solution.
+    The null carries gradient, so the ratio rewards neither f → c·f nor f(T_g x) = f(x).  With a detached null, a smaller f or
+    an invariant f would lower the loss.
+    Raises ValueError for 0/0, if the null is only rounding error: f is constant or invariant."""
     square = lambda a: a.new_zeros(4).index_add(0, g, a.pow(2).sum((1, 2)))  # (4,): a sum for each g
     error, null = square(moved - Gamma(A, v, g)), square(moved - v)  # (4,) twice
     if not one_way:
@@ -115,18 +115,18 @@ def equation1(moved, v, A, g, one_way=False):
 
 @torch.no_grad()
 def measure(f, A, x):
-    """What f makes of T_g and how well A^g follows, for g = 1, 2, 3: x (B, C_in, H, H), f in evaluation mode → a dict.
+    """How f responds to T_g and how well A^g predicts it, for g = 1, 2, 3: x (B, C_in, H, H), f in evaluation mode → a dict.
 
         invariance   √ mean ‖f(T_g x) - f(x)‖², in units of the distance between two different images (as losses.distances)
         equation1    √ mean ‖f(T_g x) - Γ_g f(x)‖², in the same units
-        axis         √ mean ‖Γ_g f(x) - f(x)‖², how much Γ_g does, in the same units
-        over_null    equation1 / invariance: 0 exact, 1 if Γ_g does nothing.  A = 0 gives less than 1 as well: 1/√2 = 0.71 where f(x)
-                     and f(T_g x) are orthogonal and equally long.  So read it beside `cyclic`
-        orbit        the same ratio over all four turns of each x: Eq. 1 is a claim about turned images too
-        best         what orbit would be for the best matrix M_g (4, 4) of each g alone (least squares, no group law)
+        axis         √ mean ‖Γ_g f(x) - f(x)‖², how far Γ_g moves f(x), in the same units
+        over_null    equation1 / invariance: 0 exact, 1 if Γ_g does nothing.  A = 0 can also give less than 1: 1/√2 = 0.71 if f(x)
+                     and f(T_g x) are orthogonal and equally long.  So read it together with `cyclic`
+        orbit        the same ratio over all four turns of each x, since Eq. 1 must also hold for turned images
+        best         orbit for the best matrix M_g (4, 4) of each g (least squares, no group law)
         cyclic       ‖A⁴ - 1‖ (Frobenius); eigenvalues: of A, [real, imaginary] each (a 4-cycle: 1, i, -1, -i)
 
-    None in the place of a number that is 0/0."""
+    A number that would be 0/0 is None."""
     g = torch.arange(4, device=x.device)  # (4,)
     v = torch.stack([four_fibers(f(C4.T(x, k.expand(len(x)))), f.pool).double() for k in g])  # (4, B, 4, C): f(T_k x)
     A = A.detach().double()  # (4, 4)
@@ -159,12 +159,12 @@ def networks(backbone, width, images):
     return f, h, classifier, losses.Draws("hssl", "rot", False, f.order, size, 8, f.stride)
 
 
-# ---------------------------------------------------------------- learning, and the command
+# ---------------------------------------------------------------- training, and the command
 def learn(f, h, A, x, share=0.1, lam=10.0, one_way=False, epochs=20, batch_size=256, lr=2.0, warmup_epochs=1, seed=0):
-    """Train f, h and (if it requires a gradient) A in place by L on images x (N, C_in, H, H) uint8; LARS and its schedule as in train.py.
+    """Train f, h and A (if it requires a gradient) in place with L on images x (N, C_in, H, H) uint8 → the last loss.
 
-    The first round(share·batch_size) images of each batch are turned, and pass through f together with the batch, so that
-    BatchNorm sees both.  Raises ValueError if f becomes constant or invariant, or the loss is not finite."""
+    LARS and its schedule are as in train.py.  Copies of the first round(share·batch_size) images of each batch are turned and pass
+    through f with the batch, so BatchNorm sees both.  Raises ValueError if f is constant or invariant, or the loss not finite."""
     params = [*f.parameters(), *h.parameters(), *([A] if A.requires_grad else [])]
     optimizer, per_epoch, k = train.LARS(params), len(x) // batch_size, round(share * batch_size)
     f.train(), h.train()
@@ -191,20 +191,20 @@ def parse(argv=None):
     """The command line → a namespace.  Raises UsageError."""
     p = launch.Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     add, choice = p.add_argument, lambda name, values, text: p.add_argument(name, choices=values, default=values[0], help=f"{text} (default {values[0]})")
-    choice("--dataset", ("mnist5k", "mnist"), "which images; mnist5k needs no download")
-    add("--data-dir", default="data", help="where the images are, or where they are downloaded to (default data)")
-    choice("--backbone", ("mlp", "cnn"), "Table 2's MLP, or its CNN with four times the channels")
-    add("--width", type=launch.number(float, 0, 16, above=True), default=1.0, help="multiplies every number of channels (default 1)")
+    choice("--dataset", ("mnist5k", "mnist"), "the images; mnist5k needs no download")
+    add("--data-dir", default="data", help="folder of the images, also for downloads (default data)")
+    choice("--backbone", ("mlp", "cnn"), "the MLP of Table 2, or its CNN with four times the channels")
+    add("--width", type=launch.number(float, 0, 16, above=True), default=1.0, help="factor for every number of channels (default 1)")
     add("--share", type=launch.number(float, 0, 1), default=0.1, help="share of each batch that is turned (default 0.1)")
-    add("--lam", type=launch.number(float, 0, 1e6), default=10.0, help="λ, the weight of Eq. 1's error over its null (default 10)")
-    add("--one-way", action="store_true", help="only f(T_g x) = Γ_g f(x), not its inverse")
-    choice("--start", ("random", "identity", "cycle"), "the A that learning starts from")
+    add("--lam", type=launch.number(float, 0, 1e6), default=10.0, help="λ, the weight of the second term (default 10)")
+    add("--one-way", action="store_true", help="use only f(T_g x) = Γ_g f(x), without the inverse direction")
+    choice("--start", ("random", "identity", "cycle"), "the initial A")
     add("--given", action="store_true", help="A is the cyclic permutation, and only f learns")
     add("--epochs", type=launch.number(int, 1, 1e6), default=20, help="passes over the training images (default 20)")
-    add("--batch-size", type=launch.number(int, 2, 1e6), default=256, help="images in a step (default 256)")
+    add("--batch-size", type=launch.number(int, 2, 1e6), default=256, help="images in each step (default 256)")
     add("--lr", type=launch.number(float, 0, 1e6), default=2.0, help="base learning rate; the peak rate is lr * batch size / 256 (default 2)")
     add("--warmup-epochs", type=launch.number(float, 0, 1e6), default=1, help="epochs of linear warm-up before the cosine (default 1)")
-    add("--seed", type=launch.number(int, 0, 2 ** 31 - 1), default=0, help="of the weights, A, the batches and the group elements (default 0)")
+    add("--seed", type=launch.number(int, 0, 2 ** 31 - 1), default=0, help="seed of the weights, A, the batches and the group elements (default 0)")
     add("--out", metavar="FILE", help="also append the row to this file")
     args = p.parse_args(argv)
     if args.given and args.start != "random":
@@ -218,14 +218,14 @@ def parse(argv=None):
 
 
 def look(f, classifier, draws, A, images, seed):
-    """probe.py's read-outs and `measure`, on at most 1,024 test images, of the network as it is: a dict.  f itself is not changed."""
-    f, classifier = copy.deepcopy((f, classifier))  # the probe sets modes and may feed BatchNorm
+    """The read-outs of probe.py, and `measure` on at most 1,024 test images: a dict.  f and classifier are not changed."""
+    f, classifier = copy.deepcopy((f, classifier))  # the probe changes modes and BatchNorm
     found = probe.evaluate(f, classifier, draws, images, torch.device("cpu"), seed=seed)
     return {name: found[name] for name in probe.READOUTS} | measure(f, A, images.test_x[:1024].float() / 255)
 
 
 def main(argv=None):
-    """Train one setting → one JSON row: its flags, what `look` found, and the same for the untrained network.  Raises UsageError."""
+    """Train one setting and print one JSON row: its flags, the result of `look`, and that of the untrained network.  Raises UsageError."""
     args = parse(argv)
     launch.keep_freed_memory()
     images = data.load(args.dataset, args.data_dir)
