@@ -87,7 +87,7 @@ def parse(argv=None):
     choice("--amp", ("auto", "bf16", "fp16", "off"), "mixed precision; auto: if the hardware has it")
     add("--seed", type=launch.number(int, 0, 2 ** 31 - 1), default=0, help="seed of weights, batches, group elements and --train-size (default 0)")
     add("--out", help="the run's folder (default runs/DATASET-GROUP-LOSS-BACKBONE-seedSEED)")
-    add("--checkpoint-minutes", type=launch.number(float, 0, 1e9), default=10, metavar="M", help="save at the end of each epoch and every M minutes (default 10)")
+    add("--checkpoint-minutes", type=launch.number(float, 0, 1e9), default=10, metavar="M", help="save after each epoch and every M minutes (default 10)")
     add("--probe-epochs", type=launch.number(int, 1, 1e6), metavar="N", help="also write the read-outs into metrics.jsonl every N epochs (default never)")
     add("--resume", action="store_true", help="continue the run in --out")
     args = p.parse_args(argv)

@@ -1,13 +1,13 @@
-"""Every run behind the tables and figures, as a list of flags.  Interrupt it as you like; the same command goes on.
+"""All runs of train.py behind the tables, as lists of flags.  You can interrupt it; the same command then continues.
 
     python results/run.py --data-dir data                       # everything, in the order of EXPERIMENTS
     python results/run.py --data-dir data learned knob --hours 2.5
-    python results/run.py --list                                # what is left, in hours of one CPU core; runs nothing
-    python results/run.py table1 --budget paper --list          # the commands at the paper's own settings
+    python results/run.py --list                                # the commands that are left, and their hours; runs nothing
+    python results/run.py table1 --budget paper --list          # the same at the paper's settings
 
 Two runs at a time, one CPU thread each (two threads each are 5 to 30 times slower on two cores).  A run is a folder in
-runs/, and at its end one line in results/EXPERIMENT.jsonl: its result.json.  A run whose flags have a line already, in
-any experiment, is not done again.  The first run that fails stops the queue with its message.
+runs/.  When it ends, its result.json becomes one line of results/EXPERIMENT.jsonl.  A run is skipped if a line of any
+experiment has the same flags.  If a run fails, no further run starts, and its message is printed.
 """
 import argparse
 import json
@@ -30,7 +30,7 @@ import train  # noqa: E402
 TUNED = "--batch-size 256 --lr 2 --warmup-epochs 0.25 "
 MNIST = "--dataset mnist --epochs 5 " + TUNED
 SHORT = "--dataset mnist --train-size 10000 --test-size 5000 --epochs 6 " + TUNED
-BUDGETS = {  # what replaces the budget of a line: flags for a data set
+BUDGETS = {  # flags for each data set, appended to a line to override its budget
     "gpu": {"mnist": "--batch-size 4096 --lr 0.1 --warmup-epochs 10 --epochs 500", "cifar10": "--batch-size 1024 --width 1 --epochs 50"},
     "paper": {"mnist": "--batch-size 4096 --lr 0.1 --warmup-epochs 10 --epochs 500",
               "cifar10": "--batch-size 4096 --lr 0.1 --warmup-epochs 10 --epochs 1300 --width 1",
@@ -38,7 +38,7 @@ BUDGETS = {  # what replaces the budget of a line: flags for a data set
 
 
 def each(text, **choices):
-    """The text once for every combination of the choices, which replace {name} in it."""
+    """The text with each {name} replaced, once for every combination of the choices: a list."""
     lines = [text]
     for name, values in choices.items():
         lines = [line.replace(f"{{{name}}}", str(v)) for v in values for line in lines]
@@ -62,7 +62,7 @@ EXPERIMENTS = {
     "strength": each(SHORT + "--group trans {what} --seed {seed}", seed=range(3), what=(
         *each("--loss assl --strength {s}", s=(0.04, 0.07, 0.11, 0.2, 0.3, 0.45)), *each("--loss hssl --max-distance {d}", d=(1, 2, 4, 8, 18, 32, 98)),
         *each("--loss {loss} --objective bilinear", loss=("hssl", "assl")), "--loss assl --base-size 64", "--loss frozen")),
-    # what homomorphism.py is held against: the same digits and epochs, with the structure built in, and the MLP without Γ
+    # for comparison with homomorphism.py: the same digits and epochs, with the structure built in, and the MLP without Γ
     "structure": each("{what} --seed {seed}", seed=range(3), what=(
         *each("--loss {loss}", loss=LEARN), "--backbone mlp --loss frozen", "--backbone mlp --loss assl --base-size 16")),
     "table1": each(MNIST + "--group {group} --loss {loss} --seed {seed}", group=("scale", "rot", "trans"), loss=LEARN, seed=range(5))
@@ -71,7 +71,7 @@ EXPERIMENTS = {
 
 
 def rows_of(folder="results"):
-    """[(experiment, row)] of every results/*.jsonl; a torn line counts for nothing."""
+    """[(experiment, row)] of every results/*.jsonl; incomplete lines are skipped."""
     rows = []
     for name in sorted(n for n in os.listdir(os.path.join(ROOT, folder)) if n.endswith(".jsonl")):
         rows += [(name[:-6], row) for row in checkpoint.read_lines(os.path.join(ROOT, folder, name))]
@@ -79,7 +79,7 @@ def rows_of(folder="results"):
 
 
 def left(experiments, budget="cpu", seeds=math.inf):
-    """[(experiment, flags)] of the runs that have no line yet, and [(experiment, row)] of lines that another experiment has."""
+    """[(experiment, flags)] of runs that have no line yet, and [(experiment, row)] of lines to copy from another experiment."""
     rows, jobs, shared, defaults = rows_of(), {}, [], vars(train.parse([]))
     for experiment in experiments:
         for flags in EXPERIMENTS[experiment]:
@@ -98,7 +98,7 @@ def left(experiments, budget="cpu", seeds=math.inf):
 
 
 def append(experiment, row):
-    """One more line in results/EXPERIMENT.jsonl; a torn line before it stays by itself."""
+    """Append a line to results/EXPERIMENT.jsonl, after a line break if the last line is incomplete."""
     with open(os.path.join(ROOT, "results", f"{experiment}.jsonl"), "a+b") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
@@ -106,7 +106,7 @@ def append(experiment, row):
 
 
 def work(jobs, lock, running, options, problem):
-    """Take the next run, until there is none, a run has failed or time is up."""
+    """Do the next run, until there are no more, a run has failed, or the time is up."""
     while not problem:
         with lock:
             if not jobs or time.time() > options.until:
@@ -119,7 +119,7 @@ def work(jobs, lock, running, options, problem):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
                                    env=dict(os.environ, OMP_NUM_THREADS="1"))
         running.add(process)
-        if options.stopping:  # since this job was taken
+        if options.stopping:  # the signal came after this job was taken
             process.send_signal(signal.SIGTERM)
         told = process.communicate()[1]
         running.discard(process)
@@ -134,12 +134,12 @@ def work(jobs, lock, running, options, problem):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("experiments", nargs="*", metavar="NAME", help=f"which (default all): {', '.join(EXPERIMENTS)}")
-    p.add_argument("--data-dir", default="data", help="where the images are (default data)")
-    p.add_argument("--hours", type=float, default=1e4, help="stop after so many hours; runs in progress save a checkpoint")
+    p.add_argument("experiments", nargs="*", metavar="NAME", help=f"experiments (default all): {', '.join(EXPERIMENTS)}")
+    p.add_argument("--data-dir", default="data", help="folder of the images (default data)")
+    p.add_argument("--hours", type=float, default=1e4, help="stop after this many hours; runs in progress save a checkpoint")
     p.add_argument("--seeds", type=int, default=10 ** 9, metavar="N", help="only seeds below N (default all)")
     p.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each (default 2)")
-    p.add_argument("--budget", choices=("cpu", *BUDGETS), default="cpu", help="cpu as listed (default), one GPU, or the paper's")
+    p.add_argument("--budget", choices=("cpu", *BUDGETS), default="cpu", help="cpu: as listed (default), gpu: one GPU, paper: as the paper")
     p.add_argument("--list", action="store_true", help="print the commands that are left, and run nothing")
     options = p.parse_args()
     unknown = set(options.experiments) - set(EXPERIMENTS)
@@ -152,7 +152,7 @@ def main():
         rows = [(name, row["cpu_seconds"]) for name, row in rows_of() if "cpu_seconds" in row]
         median = lambda name: statistics.median([seconds for n, seconds in rows if n == name] or [seconds for _, seconds in rows] or [0])
         hours = sum(median(name) for name, _ in jobs) / 3600
-        print(f"{len(jobs)} runs left, about {hours:.1f} hours of one CPU core (from the median of the runs that are listed)")
+        print(f"{len(jobs)} runs left, about {hours:.1f} hours of one CPU core (from the median of the finished runs)")
         return
     lock, running, problem = threading.Lock(), set(), []
     options.until, options.stopping = time.time() + 3600 * options.hours, False
@@ -160,7 +160,7 @@ def main():
     def stop(*_):
         options.stopping, options.until = True, 0
         for process in list(running):
-            process.send_signal(signal.SIGTERM)  # saves a checkpoint, from which the next start goes on
+            process.send_signal(signal.SIGTERM)  # it saves a checkpoint, from which the next start continues
     signal.signal(signal.SIGTERM, stop), signal.signal(signal.SIGINT, stop)
     threads = [threading.Thread(target=work, args=(jobs, lock, running, options, problem)) for _ in range(options.workers)]
     for thread in threads:

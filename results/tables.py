@@ -1,11 +1,11 @@
-"""From finished runs to tables and pictures: results/*.jsonl → results/README.md and results/*.png.
+"""Make tables from finished runs: results/*.jsonl → results/README.md.  (results/pictures.py makes the pictures.)
 
-    python results/tables.py               # write all of it
+    python results/tables.py               # write results/README.md
     python results/tables.py learned       # print one table: learned, knob, scale_repaired, rotation_long, strength, …, claims
 
-Every number is a mean ± standard deviation over seeds.  A difference is paired by seed, with a 95 % interval from
-Student's t.  "Equal" is claimed only if that whole interval lies within a margin that is named (two one-sided tests).
-The runs are those of results/run.py; the paper's numbers are in results/paper.json.
+Read-outs are means ± standard deviations over seeds; distances for each g are means.  A difference is paired by seed, with
+a 95 % interval from Student's t.  "Equal" is claimed only if the whole interval lies within a stated margin (two one-sided
+tests).  run.py, scale_error.py and learned_group.py make the runs; the paper's numbers are in results/paper.json.
 """
 import json
 import math
@@ -25,7 +25,7 @@ DISTANCES = ("invariance", "equation1", "axis")
 
 # ---------------------------------------------------------------- rows and statistics
 def rows_of(experiment):
-    """results/EXPERIMENT.jsonl: one dict for each run.  [] if there is no such file; torn lines are left out."""
+    """results/EXPERIMENT.jsonl: one dict for each run.  [] if there is no such file; incomplete lines are skipped."""
     path, rows = os.path.join(FOLDER, f"{experiment}.jsonl"), []
     for line in open(path) if os.path.exists(path) else ():
         try:
@@ -38,7 +38,7 @@ def rows_of(experiment):
 
 
 def pick(rows, **flags):
-    """{seed: row} of the rows with those flags.  Raises ValueError if two rows claim the same seed: then the flags do not name one kind of run."""
+    """{seed: row} of the rows with these flags.  Raises ValueError if two rows have the same seed, since they are then different runs."""
     found = {}
     for row in rows:
         if all(row.get(k) == v for k, v in flags.items()):
@@ -64,7 +64,7 @@ def interval(values):
 
 
 def seeds_needed(values, width):
-    """How many seeds with this spread give a half-width of `width`."""
+    """The number of seeds with this spread that gives a half-width of at most `width`; at most 1000."""
     s = statistics.stdev(values)
     return next((n for n in range(2, 1000) if student.ppf(0.975, n - 1) * s / n ** 0.5 <= width), 1000)
 
@@ -74,12 +74,12 @@ def mean_over_g(row, name):
 
 
 def drawn(row, name):
-    """The mean of a distance over the g that A-SSL draws: all of them; for translation the shift by one position, as it shifts by at most 5 px."""
+    """The mean of a distance over the g that A-SSL draws: all g; for translation only one position, since A-SSL shifts by at most 5 px."""
     return row[name][0] if row["group"] == "trans" else mean_over_g(row, name)
 
 
 def profile(runs, name, digits=2):
-    """A distance for g = 1, 2, … as text, each the mean over seeds; "none" if Γ_g does not exist there."""
+    """A distance for g = 1, 2, … as text, each the mean over seeds; "none" if it is not defined for these runs."""
     lists = [row[name] for row in runs if row[name] and None not in row[name]]
     return " ".join(f"{statistics.mean(v):.{digits}f}" for v in zip(*lists)) if lists else "none"
 
@@ -160,7 +160,7 @@ def strength():
 
 
 def table1():
-    """Table 1: top-1 with the paper's below."""
+    """Table 1: top-1, with the paper's numbers below."""
     rows, paper = rows_of("table1"), {tuple(p[:3]): p[3:] for p in json.load(open(os.path.join(FOLDER, "paper.json")))["table1"]}
     lines = ["| top-1, % | " + " | ".join(LOSSES.values()) + " |", "|---" * (1 + len(LOSSES)) + "|"]
     for data_set in ("mnist", "cifar10", "tiny-imagenet"):
@@ -174,7 +174,7 @@ def table1():
 
 
 def learned_group():
-    """homomorphism.py's rows, those of train.py beside them."""
+    """A table of the rows of homomorphism.py, then one of train.py for comparison."""
     rows = rows_of("learned_group")
     kinds = {(not r["given"], r["start"], r["one_way"], r["lam"], r["share"]) for r in rows}
     name = lambda learned, start, one_way, lam, share: (
@@ -194,7 +194,7 @@ def learned_group():
 
 # ---------------------------------------------------------------- claims
 def claim(text, what, a, b, margin=None):
-    """One row of claims: the difference a - b, {seed: number} each, paired by seed.  With a margin "equal" is tested, otherwise "a above b".  → dict or None."""
+    """One row of claims: the difference a - b of two {seed: number}, paired by seed.  With a margin the test is "equal", else "a > b".  → dict or None."""
     seeds = sorted(a.keys() & b.keys())
     if len(seeds) < 2:
         return None
@@ -211,7 +211,7 @@ def claim(text, what, a, b, margin=None):
 
 
 def claims():
-    """All claims that the finished runs speak about: a list of dicts, see `claim`.  Markdown, notebook and pictures read this."""
+    """All claims that the finished runs can test: a list of dicts, see `claim`.  Tables, notebook and pictures use it."""
     found = []
     of = lambda rows, name, **flags: {s: drawn(r, name) if name in DISTANCES else r[name] for s, r in pick(rows, **flags).items()}
     for group in GROUPS:
@@ -246,15 +246,15 @@ def claims_table():
     return "\n".join(lines)
 
 
-TABLES = {  # name → what makes it, its heading, what it shows
+TABLES = {  # name → function, heading, what it shows
     "learned": (learned, "What the losses teach", "Distances for g = 1, 2, …, in units of that of two different images; read-outs in per cent. The pairs that the losses compare are the same for rotation only: "
                 "for translation A-SSL shifts by at most 5 px, about one position, and H-SSL takes any two positions."),
     "claims": (claims_table, "Claims", "Differences are paired by seed. Invariance is the mean over the g that A-SSL draws: all g; for translation the shift by one position."),
-    "unfed": (unfed, "Two readings of an untrained network", "BatchNorm fed with 2,048 training images (all other tables), or left at mean 0 and variance 1."),
-    "knob": (knob, "One knob: equivariance broken by ε", "The exact C4 network; each element's coefficients are changed by ε·‖w‖ and stay so."),
-    "scale_error": (scale_error, "How near to Eq. 1 a scale network can be", "Untrained, half the width, two seeds; one choice changed at a time. Below 1, Γ_g predicts the shrunk digit's features better than doing nothing does."),
-    "scale_repaired": (scale_repaired, "A scale network that is nearer to Eq. 1", "Basis functions of the first layer, and how fibers are read off space."),
-    "rotation_long": (rotation_long, "MNIST rotation for as many steps as the paper", "7,488 steps at a peak rate of 1.6; the curve is in rotation_long.png."),
+    "unfed": (unfed, "Two readings of an untrained network", "BatchNorm fed with 2,048 training images (as in all other tables), or left at mean 0 and variance 1."),
+    "knob": (knob, "One knob: equivariance broken by ε", "The exact C4 network; each element's coefficients get a fixed change of size ε·‖w‖."),
+    "scale_error": (scale_error, "How near to Eq. 1 a scale network can be", "Untrained, half the width, two seeds; each row names what differs. Below 1, Γ_g predicts the features of the shrunk digit better than doing nothing."),
+    "scale_repaired": (scale_repaired, "A scale network that is nearer to Eq. 1", "Basis functions of the first layer, and how fibers are pooled over space."),
+    "rotation_long": (rotation_long, "MNIST rotation for as many steps as the paper", "7,488 steps at a peak rate of 1.6 (lr 3.2); the curve is in rotation_long.png."),
     "strength": (strength, "Augmentation strength and bundle distance", "Both losses against the largest displacement between two views; MNIST, translation."),
     "learned_group": (learned_group, "The homomorphism, learned", "homomorphism.py: an MLP, 4,000 digits, 20 epochs; Γ_g = A^g for quarter turns. Below, the same digits and epochs with train.py (`python results/run.py structure`)."),
     "table1": (table1, "Table 1", "Top-1 of the detached classifier; in italics the paper's numbers."),
