@@ -71,14 +71,14 @@ def max_over_ranks(value, device):
 
 
 def rank0_first(act, rank, device):
-    """Call act() where `rank` is 0 → its result there, None elsewhere.  If it raises UsageError or DataError, all processes raise.
+    """Call act() where `rank` is 0 → its result there, None elsewhere.  If it raises an Exception, all processes raise.
 
     rank: pass the rank on this machine for an act that each machine must do once, such as a download."""
     given = problem = None
     if rank == 0:
         try:
             given = act()
-        except (UsageError, DataError) as error:
+        except Exception as error:  # any: the other processes wait
             problem = error
     if max_over_ranks(problem is not None, device):
         raise problem or UsageError("the first process stopped")

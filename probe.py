@@ -100,7 +100,8 @@ def evaluate(f, classifier, draws, images, device, dtype=None, seed=0, quiet=Tru
         for norm in fresh:
             norm.train().momentum = None  # a plain average over batches
         encode(f, classifier, draws, images.train_x[:2048], device, dtype)
-        f.eval(), classifier.eval()
+        for norm in fresh:
+            norm.eval().momentum = 0.1  # torch's default again
     train = encode(f, classifier, draws, images.train_x, device, dtype, quiet=quiet)  # (N, C'), (N, C), (N, C)
     test = encode(f, classifier, draws, images.test_x, device, dtype, quiet=quiet)
     moved = encode(f, classifier, draws, images.test_x, device, dtype, torch.Generator().manual_seed(0), quiet=quiet)

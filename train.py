@@ -3,7 +3,6 @@
     python train.py                                              # 4,000 real digits, two CPU cores, about a minute
     python train.py --dataset mnist --data-dir data --loss assl  # 500 epochs, as in the paper; uses a GPU if there is one
     torchrun --nproc_per_node=8 train.py --dataset mnist --group rot --loss hssl
-    torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 train.py --dataset cifar10
 
 The presets of mnist, cifar10 and tiny-imagenet are the values of Keller, Suau & Zappella (2022), Appendix B.
 Needs all other modules except homomorphism.py.  A run is a folder: config.json, metrics.jsonl (one JSON object on each line),
@@ -44,12 +43,12 @@ SMALL = dict(epochs=20, batch_size=256, lr=2.0, warmup_epochs=1, width=1.0)  # f
 PAPER = dict(epochs=1300, batch_size=4096, lr=0.1, warmup_epochs=10, width=1.0)  # Appendix B
 PRESETS = {"mnist5k": SMALL, "mnist": dict(PAPER, epochs=500), "cifar10": PAPER, "tiny-imagenet": PAPER, "folder": SMALL}
 EXAMPLES = """examples
-  a laptop       python train.py
-  one GPU        python train.py --dataset mnist --batch-size 1024        (500 epochs)
-  eight GPUs     torchrun --nproc_per_node=8 train.py --dataset mnist --group rot --loss hssl
-  two nodes      torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 train.py --dataset cifar10
-  a quick test   python train.py --dataset mnist --train-size 5000 --epochs 2 --batch-size 256 --lr 2 --warmup-epochs 0.25
-  continue       python train.py --out runs/NAME --resume (and the flags that the run was started with)
+  python train.py                                                         # a laptop: 4,000 digits, about a minute
+  python train.py --dataset mnist --train-size 5000 --epochs 2 --batch-size 256 --lr 2 --warmup-epochs 0.25  # a quick test
+  python train.py --dataset mnist --batch-size 1024                       # one GPU, 500 epochs
+  torchrun --nproc_per_node=8 train.py --dataset mnist --loss hssl        # eight GPUs
+  torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 train.py --dataset cifar10  # two machines
+  python train.py --out runs/NAME --resume                                # continue; add the flags of the run's start
 
 defaults of --epochs, --batch-size, --lr, --warmup-epochs, --width
 """ + "\n".join(f"  {name:14} " + ", ".join(f"{value:g}" for value in preset.values()) for name, preset in PRESETS.items())
@@ -59,33 +58,38 @@ NOT_CONFIG = ("out", "resume", "data_dir", "checkpoint_minutes", "probe_epochs")
 def parse(argv=None):
     """The command line → a namespace, with the presets filled in.  Raises UsageError."""
     p = launch.Parser(description=__doc__.split("\n\n")[0], epilog=EXAMPLES, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, choice = p.add_argument, lambda name, values, text: p.add_argument(name, choices=values, default=values[0], help=f"{text} (default {values[0]})")
+    choice = lambda name, values, text: add(name, choices=values, default=values[0], help=f"{text} (default {values[0]})")
+    add = p.add_argument_group("the images").add_argument
     choice("--dataset", list(PRESETS), "the images; mnist5k needs no download")
     add("--data-dir", default="data", help="folder of the images, also for downloads (default data)")
     add("--train-size", type=launch.number(int, 2, 1e9), metavar="N", help="use only N training images, chosen with --seed (default all)")
     add("--test-size", type=launch.number(int, 1, 1e9), metavar="N", help="use only N test images, the same for every seed (default all)")
     add("--image-size", type=launch.number(int, 16, 1024), metavar="PX", help="pad with black, or crop, to this size (default: 29 for MNIST, 31 for the others)")
-    choice("--group", ("rot", "scale", "trans", "rotscale"), "the group G")
+    add = p.add_argument_group("the loss").add_argument
+    choice("--group", ("rot", "scale", "trans", "rotscale"), "rotations (90°), scales, translations, or rotations and scales")
     choice("--loss", ("hssl", "assl", "hybrid", "supervised", "frozen"), "Eq. 3, Eq. 2, both at once (Appendix A), labels, or an untrained network")
     choice("--objective", ("infonce", "ntxent", "bilinear", "byol", "simsiam"), "how two views are compared: Eq. 2, SimCLR, DIM(L), or two without negatives")
+    add("--tau", type=launch.number(float, 1e-4, 1e4), default=0.1, help="temperature of InfoNCE (default 0.1)")
+    add("--base-size", type=launch.number(int, 1, 10000), default=1, metavar="N", help="|g0|, fibers in a bundle (default 1); all of them with --loss assl is SimCLR")
+    add("--max-distance", type=launch.number(float, 0, 1e9), metavar="D", help="largest distance between the two bundles of a pair, in steps of the group, for hssl and hybrid (default: any)")
+    choice("--distance", ("euclidean", "topological"), "the distance of --max-distance; euclidean is squared")
+    add("--strength", type=launch.number(float, 0, 0.5), default=0.2, help="largest shift (assl with trans; hybrid), as a part of the image size (default 0.2)")
+    add = p.add_argument_group("the network").add_argument
     choice("--backbone", ("equivariant", "cnn", "mlp"), "the network; cnn and mlp are those of Table 2, without structure")
+    add("--width", type=launch.number(float, 0, 16, above=True), help="factor for every number of channels")
+    add("--functions", type=launch.number(int, 1, 11), metavar="N", help="basis functions of the first layer along each axis (default: 11 for MNIST, 7 for the others)")
+    choice("--pool", ("mean", "max"), "how fibers are pooled over space")
+    add("--epsilon", type=launch.number(float, 0, 100), default=0.0, help="break the equivariance: change each element's coefficients by epsilon * |w| (default 0)")
+    add("--unfed", action="store_true", help="probe an untrained network with its BatchNorm left at mean 0 and variance 1")
+    add = p.add_argument_group("the training").add_argument
     add("--epochs", type=launch.number(int, 0, 1e6), help="passes over the training images")
     add("--batch-size", type=launch.number(int, 2, 1e6), help="images in each step, over all processes")
     add("--lr", type=launch.number(float, 0, 1e6), help="base learning rate; the peak rate is lr * batch size / 256, and is printed")
     add("--warmup-epochs", type=launch.number(float, 0, 1e6), help="epochs of linear warm-up before the cosine")
     add("--weight-decay", type=launch.number(float, 0, 1e6), default=1e-4, help="weight decay; biases and norms have none (default 1e-4)")
-    add("--tau", type=launch.number(float, 1e-4, 1e4), default=0.1, help="temperature of InfoNCE (default 0.1)")
-    add("--base-size", type=launch.number(int, 1, 10000), default=1, metavar="N", help="|g0|, fibers in a bundle; |G| with --loss assl is SimCLR (default 1)")
-    add("--max-distance", type=launch.number(float, 0, 1e9), metavar="D", help="largest distance between the two bundles of a pair, for hssl and hybrid (default: any)")
-    choice("--distance", ("euclidean", "topological"), "the distance of --max-distance; euclidean is squared")
-    add("--strength", type=launch.number(float, 0, 0.5), default=0.2, help="largest shift (assl with trans; hybrid), as a part of the image size (default 0.2)")
-    add("--functions", type=launch.number(int, 1, 11), metavar="N", help="basis functions of the first layer along each axis (default: 11 for MNIST, 7 for the others)")
-    choice("--pool", ("mean", "max"), "how fibers are pooled over space")
-    add("--epsilon", type=launch.number(float, 0, 100), default=0.0, help="break the equivariance: change each element's coefficients by epsilon * |w| (default 0)")
-    add("--unfed", action="store_true", help="probe an untrained network with its BatchNorm left at mean 0 and variance 1")
-    add("--width", type=launch.number(float, 0, 16, above=True), help="factor for every number of channels")
     choice("--amp", ("auto", "bf16", "fp16", "off"), "mixed precision; auto: if the hardware has it")
     add("--seed", type=launch.number(int, 0, 2 ** 31 - 1), default=0, help="seed of weights, batches, group elements and --train-size (default 0)")
+    add = p.add_argument_group("the run").add_argument
     add("--out", help="the run's folder (default runs/DATASET-GROUP-LOSS-BACKBONE-seedSEED)")
     add("--checkpoint-minutes", type=launch.number(float, 0, 1e9), default=10, metavar="M", help="save after each epoch and every M minutes (default 10)")
     add("--probe-epochs", type=launch.number(int, 1, 1e6), metavar="N", help="also write the read-outs into metrics.jsonl every N epochs (default never)")
@@ -97,8 +101,9 @@ def parse(argv=None):
     if args.loss == "frozen":
         args.epochs = 0
     learns = args.loss not in ("supervised", "frozen")
-    used = dict(max_distance=args.loss in ("hssl", "hybrid"), distance=args.max_distance is not None, unfed=args.loss == "frozen",
-                strength=args.loss == "hybrid" or args.loss == "assl" and args.group == "trans", tau=learns, objective=learns, base_size=learns,
+    used = dict(max_distance=args.loss in ("hssl", "hybrid"), distance=args.max_distance is not None, unfed=args.loss == "frozen", objective=learns,
+                strength=args.loss == "hybrid" or args.loss == "assl" and args.group == "trans", base_size=learns,
+                tau=learns and args.objective not in ("byol", "simsiam"),
                 **dict.fromkeys(("functions", "pool", "epsilon"), args.backbone == "equivariant"))
     for name in used:
         if getattr(args, name) != p.get_default(name) and not used[name]:
