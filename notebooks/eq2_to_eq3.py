@@ -19,7 +19,7 @@ import data  # noqa: E402
 from backbones import MNISTNet  # noqa: E402
 from groups import Rotation, fibers  # noqa: E402
 
-BLUE, ORANGE, GREY = "#0060a8", "#c85200", "#8c8c8c"
+GREEN, PINK, GREY = "#1b8a4b", "#d6278f", "#8c8c8c"  # view 1, view 2 (as in notebook 03), the rest
 CHANNELS = 10  # of 128: those that differ most from turn to turn
 
 # ---------------------------------------------------------------- the numbers
@@ -85,7 +85,7 @@ def feature_map(x, y, width, height, values, marks):
 
 say(3.1, 8.45, "Eq. 2   (A-SSL)", 32, weight="bold")
 say(3.1, 7.8, "two turned images, two maps,\nthe same position", 21, linespacing=1.3)
-for y, picture, values, colour, k in ((5.05, turned[0], two[0], BLUE, 1), (1.95, turned[1], two[1], ORANGE, 2)):
+for y, picture, values, colour, k in ((5.05, turned[0], two[0], GREEN, 1), (1.95, turned[1], two[1], PINK, 2)):
     digit(0.3, y, 1.9, picture, f"$T_{{g_{k}}}\\,x$", colour)
     arrow(2.28, 2.82, y + 0.95)
     feature_map(3.6, y, 1.85, 1.9, shown(values), {0: (colour, "$g_0$")})
@@ -95,7 +95,7 @@ say(12.9, 8.45, "Eq. 3   (H-SSL)", 32, weight="bold")
 say(12.9, 7.8, "one image, one map,\ntwo positions", 21, linespacing=1.3)
 digit(9.65, 3.5, 1.9, x, "$x$", "black")
 arrow(11.65, 12.15, 4.45)
-feature_map(12.85, 3.2, 1.55, 2.5, shown(one), {places[0]: (BLUE, r"$g_1^{-1}\!\cdot g_0$"), places[1]: (ORANGE, r"$g_2^{-1}\!\cdot g_0$")})
+feature_map(12.85, 3.2, 1.55, 2.5, shown(one), {places[0]: (GREEN, r"$g_1^{-1}\!\cdot g_0$"), places[1]: (PINK, r"$g_2^{-1}\!\cdot g_0$")})
 say(13.6, 2.8, "$f(x)$", 24)
 
 ax.add_patch(Rectangle((6.35, 2.75), 3.0, 3.6, fc="#f2f2f2", ec="none", zorder=0))
@@ -108,9 +108,9 @@ say(7.85, 1.8, "(float64: to $10^{-13}$)", 18, "#555555")
 
 for left, comma, right, first, second in ((0.75, 3.55, 5.72, "$h(f(T_{g_1}x)(g_0))$", "$h(f(T_{g_2}x)(g_0))$"),
                                           (9.65, 12.75, 15.2, r"$h(f(x)(g_1^{-1}\!\cdot g_0))$", r"$h(f(x)(g_2^{-1}\!\cdot g_0))$")):
-    say(comma - 0.12, 0.65, first, 22, BLUE, ha="right")
+    say(comma - 0.12, 0.65, first, 22, GREEN, ha="right")
     say(comma, 0.6, ",", 22)
-    say(comma + 0.15, 0.65, second, 22, ORANGE, ha="left")
+    say(comma + 0.15, 0.65, second, 22, PINK, ha="left")
     say(left, 0.65, r"$\mathrm{sim}($", 22, ha="left")
     say(right, 0.65, "$)$", 22, ha="left")
 

@@ -56,19 +56,19 @@ for n in range(25, 41):
     assert error < 1e-13 if n in legal else error > 0.1
 
 # ---------------------------------------------------------------- 3. one pixel by hand
-planes = torch.zeros(4, 3, 3)  # (k, 3, 3)
+planes = torch.zeros(4, 3, 3)  # (d, 3, 3)
 planes[0, 1, 1], planes[1, 1, 2] = 1, 2
-full = GConv(1, 1, kernel_size=3, padding=1, rotations=4, extent=4)
+example = GConv(1, 1, kernel_size=3, padding=1, rotations=4, extent=4)
 to_w = torch.linalg.inv(hermite_gaussian(3, 3)[0])  # (3, 3)
-full.weight.copy_((to_w.T @ planes @ to_w)[None, :, None])  # (1, 4, 1, 3, 3)
+example.weight.copy_((to_w.T @ planes @ to_w)[None, :, None])  # (1, 4, 1, 3, 3)
 maps = torch.randint(10, (4, 4, 4), generator=torch.Generator().manual_seed(1)).double()  # (t, 4, 4)
 maps[1, 1, 1], maps[2, 0, 1] = 7, 5
-# r = 2, p = (2, 1).  The 1: k = 0, so t = 2, and q = p = (2, 1).
-# The 2: k = 1, so t = 3, and q - p is the offset (0, +1) after a half turn, (0, -1): q = (2, 0).
+# r = 2, p = (2, 1).  The 1: d = 0, so t = 2, and q = p = (2, 1).
+# The 2: d = 1, so t = 3, and q - p is the offset (0, +1) after a half turn, (0, -1): q = (2, 0).
 by_hand = 1 * maps[2, 2, 1] + 2 * maps[3, 2, 0]
-z = full(maps[None, None])[0, 0]  # (r, 4, 4)
-print(f"3: {maps[2, 2, 1]:.0f} + 2 · {maps[3, 2, 0]:.0f} = {by_hand:.0f}, GConv {z[2, 2, 1]:.0f}")
-assert torch.isclose(z[2, 2, 1], by_hand)
+z_example = example(maps[None, None])[0, 0]  # (r, 4, 4)
+print(f"3: {maps[2, 2, 1]:.0f} + 2 · {maps[3, 2, 0]:.0f} = {by_hand:.0f}, GConv {z_example[2, 2, 1]:.0f}")
+assert torch.isclose(z_example[2, 2, 1], by_hand)
 
 # ---------------------------------------------------------------- 4. effective size 1
 x = load("mnist5k").test_x[:4].double() / 255  # (4, 1, 29, 29)
@@ -80,20 +80,20 @@ print("4: the four maps are equal")
 
 
 # ---------------------------------------------------------------- 5. find the bug
-def layer(y, buggy):
-    """Eq. 4 for y (4, H, W): the plane t - r, or t + r if buggy, turned by r → (4, H, W)."""
-    z = torch.zeros_like(y)  # (4, H, W)
-    for r in range(4):
-        for t in range(4):
-            k = (t + r) % 4 if buggy else (t - r) % 4
-            z[r] += F.conv2d(y[t][None, None], psi[k].rot90(r)[None, None], padding=1)[0, 0]
+def loops(y, g):
+    """The loop of Section 6; g is C4.inverse, or what stands in its place: y (1, 1, 4, H, W) → z, the same shape."""
+    padded, z = F.pad(y[0, 0], [1] * 4), torch.zeros_like(y)  # (4, H + 2, W + 2), (1, 1, 4, H, W)
+    for r, t in torch.cartesian_prod(all_four, all_four):
+        turned = psi[C4.product(g(r), t)].rot90(int(r))  # (3, 3)
+        for p0, p1 in np.ndindex(*y.shape[-2:]):
+            z[0, 0, r, p0, p1] += (padded[t, p0:p0 + 3, p1:p1 + 3] * turned).sum()
     return z
 
 
-psi, y = torch.randn(4, 3, 3), torch.randn(4, 6, 6)  # (k, 3, 3), (t, H, W)
-act = lambda z, a: C4.Gamma(z[None, None], torch.tensor([a]))[0, 0]  # (4, H, W)
-for a in range(4):
-    right, wrong = (relative(layer(act(y, a), buggy), act(layer(y, buggy), a)) for buggy in (False, True))
-    print(f"5: turn by {90 * a}°: error of Eq. 4 {right:.0e}, with g in place of g⁻¹ {wrong:.0e}")
-    assert right < 1e-14 and (wrong < 1e-14) == (a in (0, 2))
+eq4, wrong = (lambda y: loops(y, C4.inverse)), (lambda y: loops(y, lambda r: r))
+psi, y = torch.randn(4, 3, 3), torch.randn(1, 1, 4, 6, 6)  # (d, 3, 3), (B, C_in, G, H, W)
+for a in all_four[:, None]:  # (1,) each: one element for a batch of one
+    errors = [relative(f(C4.Gamma(y, a)), C4.Gamma(f(y), a)) for f in (eq4, wrong)]
+    print(f"5: turn by {90 * int(a)}°: error of Eq. 4 {errors[0]:.0e}, with g in place of g⁻¹ {errors[1]:.0e}")
+    assert errors[0] < 1e-14 and (errors[1] < 1e-14) == (int(a) in (0, 2))
 # With t + r the plane of Γ_a y at r is r + t + a, that of Γ_a z is r - a + t.  They are equal where a = -a: 0° and 180°.
