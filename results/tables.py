@@ -1,7 +1,7 @@
 """Make tables from finished runs: results/*.jsonl → results/README.md.  (results/pictures.py makes the pictures.)
 
     python results/tables.py               # write results/README.md
-    python results/tables.py learned       # print one table: learned, knob, scale_repaired, rotation_long, strength, …, claims
+    python results/tables.py learned       # print one table: learned, knob, strength, …, claims, front
 
 Read-outs are means ± standard deviations over seeds; distances for each g are means.  A difference is paired by seed, with
 a 95 % interval from Student's t.  "Equal" is claimed only if the whole interval lies within a stated margin (two one-sided
@@ -111,6 +111,18 @@ MEANS = [(f"{name}, mean over g", lambda runs, name=name: spread([mean_over_g(r,
 def learned():
     kinds = [(f"{GROUPS[g]}, {LOSSES[l]}", dict(group=g, loss=l)) for g in GROUPS for l in ("frozen", "hssl", "assl")]
     return table(rows_of("learned"), kinds, FAR + READ)
+
+
+def front():
+    """The table on the front page: one line for each group, untrained → A-SSL, H-SSL."""
+    paper = {tuple(p[:3]): p[3] for p in json.load(open(os.path.join(FOLDER, "paper.json")))["table1"]}
+    lines = ["| untrained → A-SSL, H-SSL | invariance | `moved`, % | top-1, % | the paper's top-1, untrained → H-SSL |", "|---|---|---|---|---|"]
+    for group, name in GROUPS.items():
+        runs = {loss: pick(rows_of("learned"), group=group, loss=loss).values() for loss in ("frozen", "assl", "hssl")}
+        cell = lambda of, digits: "{} → {}, {}".format(*(spread([of(r) for r in runs[loss]], digits) for loss in runs))
+        lines.append(f"| {name} | {cell(lambda r: drawn(r, 'invariance'), 2)} | {cell(lambda r: r['moved'], 1)} | {cell(lambda r: r['top1'], 1)} | "
+                     f"{paper['mnist', group, 'frozen']:.1f} → {paper['mnist', group, 'hssl']:.1f} |")
+    return "\n".join(lines)
 
 
 def unfed():
@@ -262,11 +274,12 @@ TABLES = {  # name → function, heading, what it shows
 
 
 def main(names):
-    unknown = [name for name in names if name not in TABLES]
+    tables = {name: make for name, (make, _, _) in TABLES.items()} | {"front": front}
+    unknown = [name for name in names if name not in tables]
     if unknown:
-        sys.exit(f"tables.py: no table is called {unknown[0]}: take {', '.join(TABLES)}")
+        sys.exit(f"tables.py: no table is called {unknown[0]}: take {', '.join(tables)}")
     if names:
-        print("\n\n".join(TABLES[name][0]() for name in names))
+        print("\n\n".join(tables[name]() for name in names))
         return
     about, silent = open(os.path.join(FOLDER, "ABOUT.md")).read().rstrip().split("\n\n## Where the paper is silent", 1)
     parts = [about]

@@ -84,6 +84,10 @@ def test_the_results_page_is_what_the_rows_say():
             file.write(before)
 
 
+def test_the_front_page_has_the_table_of_the_rows():
+    assert tables.front() in open(os.path.join(ROOT, "README.md")).read()
+
+
 def test_a_broken_paper_json_is_an_error(folder):
     (folder / "table1.jsonl").write_text(json.dumps(row(0, 90, [0.1])))
     (folder / "paper.json").write_text("{")
