@@ -1,6 +1,6 @@
 """How near to Eq. 1 can a scale network be brought without training?  python results/scale_error.py → results/scale_error.jsonl
 
-The MNIST network at half the width on 256 test digits, BatchNorm fed, two seeds.  One choice is changed at a time: the basis
+The MNIST network at half the width on 256 test digits, BatchNorm fed, two seeds.  What is changed, alone or together: the basis
 functions of the first layer, how fibers are read off space, the list of scales, the background, the supports of the filters.
 """
 import json
