@@ -68,8 +68,8 @@ def cycle():
 def start(name, noise=0.01):
     """The initial A, (4, 4): "random" is orthogonal; "identity" is 1 + noise·N(0, 1); "cycle" is `cycle()`.
 
-    A 4-cycle has the eigenvalues 1, i, -1, -i and the determinant -1.  The identity has the determinant +1.  So between
-    them one eigenvalue must pass through 0, where A loses a part of v."""
+    A 4-cycle has the eigenvalues 1, i, -1, -i and the determinant -1.  From any start A first becomes nearly singular, as f does not
+    follow the turns yet, so the determinant of the start does not decide whether a cycle is found (notebook 06)."""
     if name == "random":
         return nn.init.orthogonal_(torch.empty(4, 4))  # (4, 4)
     return cycle() if name == "cycle" else torch.eye(4) + noise * torch.randn(4, 4)  # (4, 4)
@@ -164,7 +164,7 @@ def learn(f, h, A, x, share=0.1, lam=10.0, one_way=False, epochs=20, batch_size=
     """Train f, h and A (if it requires a gradient) in place with L on images x (N, C_in, H, H) uint8 → the last loss.
 
     LARS and its schedule are as in train.py.  Copies of the first round(share·batch_size) images of each batch are turned and pass
-    through f with the batch, so BatchNorm sees both.  Raises ValueError if f is constant or invariant, or the loss not finite."""
+    through f with the batch, so BatchNorm sees both.  f and h stay in training mode.  Raises ValueError if f is constant or invariant, or the loss not finite."""
     params = [*f.parameters(), *h.parameters(), *([A] if A.requires_grad else [])]
     optimizer, per_epoch, k = train.LARS(params), len(x) // batch_size, round(share * batch_size)
     f.train(), h.train()
