@@ -164,7 +164,8 @@ def learn(f, h, A, x, share=0.1, lam=10.0, one_way=False, epochs=20, batch_size=
     """Train f, h and A (if it requires a gradient) in place with L on images x (N, C_in, H, H) uint8 → the last loss.
 
     LARS and its schedule are as in train.py.  Copies of the first round(share·batch_size) images of each batch are turned and pass
-    through f with the batch, so BatchNorm sees both.  f and h stay in training mode.  Raises ValueError if f is constant or invariant, or the loss not finite."""
+    through f with the batch, so BatchNorm sees both.  f and h stay in training mode.
+    Raises ValueError if f is constant or invariant, or the loss is not finite."""
     params = [*f.parameters(), *h.parameters(), *([A] if A.requires_grad else [])]
     optimizer, per_epoch, k = train.LARS(params), len(x) // batch_size, round(share * batch_size)
     f.train(), h.train()
