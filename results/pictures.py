@@ -123,8 +123,10 @@ def scale_repaired():
     rows = rows_of("scale_repaired")
     if not rows:
         return None
-    networks = [(None, "mean"), (3, "mean"), (None, "max"), (3, "max")]
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.8), layout="constrained", sharey=True)
+    networks = [n for n in ((None, "mean"), (3, "mean"), (None, "max"), (3, "max")) if pick(rows, functions=n[0], pool=n[1], loss="assl")]
+    if len(networks) < 2:
+        return None
+    figure, axes = plt.subplots(1, len(networks), figsize=(3.5 * len(networks), 3.8), layout="constrained", sharey=True)
     for ax, (functions, pool) in zip(axes, networks):
         for loss in ("frozen", "assl", "hssl"):
             runs = list(pick(rows, functions=functions, pool=pool, loss=loss).values())
