@@ -285,9 +285,9 @@ def main(names):
     parts = [about]
     for name, (make, heading, shows) in TABLES.items():
         command = {"claims": "results/run.py learned", "scale_error": "results/scale_error.py", "learned_group": "results/learned_group.py"}.get(name, f"results/run.py {name}")
-        there = {(r["loss"], r.get("epsilon"), r.get("functions"), r.get("unfed"), r.get("max_distance"), r.get("share")) for r in rows_of("learned" if name == "claims" else name)}
+        there = {(r["loss"], r.get("group"), r.get("backbone"), r.get("epsilon"), r.get("functions"), r.get("unfed"), r.get("max_distance"), r.get("share")) for r in rows_of("learned" if name == "claims" else name)}
         picture = f"\n\n![{heading}]({name}.png)" if os.path.exists(os.path.join(FOLDER, f"{name}.png")) else ""
-        text = f"{make()}{picture}" if len(there) > (0 if name == "scale_error" else 2) else "Not run yet."
+        text = f"{make()}{picture}" if len(there) > (0 if name == "scale_error" else 3) else "Not run yet."
         parts.append(f"## {heading}\n\n{shows} `python {command}`\n\n{text}")
     with open(os.path.join(FOLDER, "README.md"), "w") as file:
         file.write("\n\n".join([*parts, "## Where the paper is silent" + silent]) + "\n")
