@@ -30,6 +30,7 @@ import train  # noqa: E402
 TUNED = "--batch-size 256 --lr 2 --warmup-epochs 0.25 "
 MNIST = "--dataset mnist --epochs 5 " + TUNED
 SHORT = "--dataset mnist --train-size 10000 --test-size 5000 --epochs 6 " + TUNED
+SIZES = {"mnist5k": 4000, "mnist": 60000, "cifar10": 50000, "tiny-imagenet": 100000, "folder": 0}  # training images
 BUDGETS = {  # flags for each data set, appended to a line to override its budget
     "gpu": {"mnist": "--batch-size 4096 --lr 0.1 --warmup-epochs 10 --epochs 500", "cifar10": "--batch-size 1024 --width 1 --epochs 50"},
     "paper": {"mnist": "--batch-size 4096 --lr 0.1 --warmup-epochs 10 --epochs 500",
@@ -149,10 +150,10 @@ def main():
     jobs, _ = left(names, options.budget, options.seeds)
     if options.list:
         print("\n".join(f"python train.py {flags}" for _, flags in jobs))
-        rows = [(name, row["cpu_seconds"]) for name, row in rows_of() if "cpu_seconds" in row]
-        median = lambda name: statistics.median([seconds for n, seconds in rows if n == name] or [seconds for _, seconds in rows] or [0])
-        hours = sum(median(name) for name, _ in jobs) / 3600
-        print(f"{len(jobs)} runs left, about {hours:.1f} hours of one CPU core (from the median of the finished runs)")
+        images = lambda flags: (flags.train_size or SIZES[flags.dataset]) * (flags.epochs + 1)  # for the training and the probe
+        rates = [row["cpu_seconds"] / (row["train_images"] * (row["epochs"] + 1)) for _, row in rows_of() if row.get("train_images") and row.get("epochs")]
+        hours = sum(images(train.parse(shlex.split(flags))) for _, flags in jobs) * statistics.median(rates or [0]) / 3600
+        print(f"{len(jobs)} runs left, about {hours:.1f} hours of one CPU core (from the seconds for each image in the finished runs)")
         return
     lock, running, problem = threading.Lock(), set(), []
     options.until, options.stopping = time.time() + 3600 * options.hours, False
