@@ -82,8 +82,8 @@ def life(folder, flags, die=None, limit=None, env=(), stdout="stdout"):
 
 
 def die_at(call=None, byte=None, rename=None, step=None):
-    """kill -9 at the so-manyth function call of this life, when so many bytes of checkpoints are on the disk, after the
-    so-manyth time that a checkpoint was put aside for the next, or before a step."""
+    """kill -9 this process: at its function call number `call`, after `byte` bytes of checkpoints, at the `rename`-th time that a
+    checkpoint becomes .previous, or before step `step`."""
     def die():
         frame, names = sys._getframe(1), []
         while frame:

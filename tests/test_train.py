@@ -82,7 +82,7 @@ def test_draws_depend_on_seed_and_step_alone():
 def test_a_run_writes_what_it_promises(tmp_path, loss):
     done = run(*SMALL, "--loss", loss, "--epochs", 1, "--out", "r", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # no bar, no warning where nobody watches
+    assert done.stderr == ""  # no progress bar and no warning, as stderr is not a terminal
     folder = tmp_path / "r"
     result = json.load(open(folder / "result.json"))
     expected = {"top1", "linear", "knn", "fiber", "moved", "invariance", "equation1", "axis", "train_seconds", "images_per_second", "dataset", "group", "loss", "backbone", "epochs", "seed", "parameters"}
