@@ -167,7 +167,7 @@ def learned_group():
             ax.plot(*zip(*r["eigenvalues"]), "^", ms=5, label=f"seed {r['seed']}")
     ax.plot([1, 0, -1, 0], [0, 1, 0, -1], "s", ms=12, mfc="none", color="k", label="a 4-cycle")
     ax.set(aspect="equal", title="eigenvalues of the learned A, 10 % turned")
-    ax.legend(fontsize=6, loc="center")
+    ax.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -201,7 +201,8 @@ def learned_group():
     if untrained:
         text = text.replace("\n| ", "\n| the MLP, untrained | " + " | ".join(c(untrained) for _, c in columns) + " |\n| ", 1)
     kinds = [(f"{LOSSES[l]}, {'MLP' if b == 'mlp' else 'structure built in'}", dict(loss=l, backbone=b)) for b in ("mlp", "equivariant") for l in ("frozen", "assl", "hssl")]
-    return text + "\n\n" + table(rows_of("structure"), kinds, READ + MEANS[:1])
+    beside = rows_of("structure")
+    return text + ("\n\n" + table(beside, kinds, READ + MEANS[:1]) if beside else "")
 
 
 # ---------------------------------------------------------------- claims
