@@ -97,11 +97,12 @@ def evaluate(f, classifier, draws, images, device, dtype=None, seed=0, quiet=Tru
     f.eval(), classifier.eval()
     fresh = [m for m in (*f.modules(), *classifier.modules()) if isinstance(m, _BatchNorm) and not int(m.num_batches_tracked)]
     if fresh and feed:
+        momenta = [norm.momentum for norm in fresh]
         for norm in fresh:
             norm.train().momentum = None  # a plain average over batches
         encode(f, classifier, draws, images.train_x[:2048], device, dtype)
-        for norm in fresh:
-            norm.eval().momentum = 0.1  # torch's default again
+        for norm, momentum in zip(fresh, momenta):
+            norm.eval().momentum = momentum
     train = encode(f, classifier, draws, images.train_x, device, dtype, quiet=quiet)  # (N, C'), (N, C), (N, C)
     test = encode(f, classifier, draws, images.test_x, device, dtype, quiet=quiet)
     moved = encode(f, classifier, draws, images.test_x, device, dtype, torch.Generator().manual_seed(0), quiet=quiet)

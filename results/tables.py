@@ -94,10 +94,10 @@ def cost(rows):
 
 # ---------------------------------------------------------------- tables
 def table(rows, kinds, columns):
-    """Markdown: kinds is a list of (label, flags), columns a list of (name, function of the kind's rows → text)."""
+    """Markdown: kinds is a list of (label, flags or the rows themselves), columns one of (name, function of the kind's rows → text)."""
     lines = ["| | " + " | ".join(name for name, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for label, flags in kinds:
-        runs = list(pick(rows, **flags).values())
+        runs = flags if isinstance(flags, list) else list(pick(rows, **flags).values())
         if runs:
             lines.append(f"| {label} | " + " | ".join(column(runs) for _, column in columns) + " |")
     return "\n".join([*lines, "", cost(rows)])
@@ -192,14 +192,13 @@ def learned_group():
     name = lambda learned, start, one_way, lam, share: (
         ("no turned image" if not share else f"Γ {'learned' if learned else 'given'}, {100 * share:g} % turned") + f", λ = {lam:g}" * (lam != 10)
         + f", from {start}" * (start == "identity") + ", one direction" * one_way)
-    mean = lambda what, digits=2: lambda runs: spread([mean_over_g(r, what) for r in runs], digits)
+    mean = lambda what: lambda runs: spread([mean_over_g(r, what) for r in runs], 2)
     columns = [("Eq. 1's error over its null", mean("over_null")), ("of all turns", mean("orbit")), ("with the best matrix", mean("best")),
                ("‖A⁴ - 1‖", lambda runs: spread([r["cyclic"] for r in runs], 2)), ("invariance", mean("invariance"))] + READ
     order = sorted(kinds, key=lambda k: (k[2], k[1] == "identity", k[3] != 10, k[0], k[3], k[4]))
-    text = table(rows, [(name(*k), dict(zip(("given", "start", "one_way", "lam", "share"), (not k[0], *k[1:])))) for k in order], columns)
     untrained = [r["untrained"] for r in pick(rows, given=False, share=0.1, lam=10, start="random", one_way=False).values()]
-    if untrained:
-        text = text.replace("\n| ", "\n| the MLP, untrained | " + " | ".join(c(untrained) for _, c in columns) + " |\n| ", 1)
+    text = table(rows, [("the MLP, untrained", untrained),
+                        *((name(*k), dict(zip(("given", "start", "one_way", "lam", "share"), (not k[0], *k[1:])))) for k in order)], columns)
     kinds = [(f"{LOSSES[l]}, {'MLP' if b == 'mlp' else 'structure built in'}", dict(loss=l, backbone=b)) for b in ("mlp", "equivariant") for l in ("frozen", "assl", "hssl")]
     beside = rows_of("structure")
     return text + ("\n\n" + table(beside, kinds, READ + MEANS[:1]) if beside else "")
@@ -286,9 +285,10 @@ def main(names):
     parts = [about]
     for name, (make, heading, shows) in TABLES.items():
         command = {"claims": "results/run.py learned", "scale_error": "results/scale_error.py", "learned_group": "results/learned_group.py"}.get(name, f"results/run.py {name}")
-        there = {(r["loss"], r.get("group"), r.get("backbone"), r.get("epsilon"), r.get("functions"), r.get("unfed"), r.get("max_distance"), r.get("share")) for r in rows_of("learned" if name == "claims" else name)}
+        rows = rows_of("learned" if name == "claims" else name)
+        own = name in ("learned", "claims") or any(row not in rows_of("learned") for row in rows)  # other experiments share some rows
         picture = f"\n\n![{heading}]({name}.png)" if os.path.exists(os.path.join(FOLDER, f"{name}.png")) else ""
-        text = f"{make()}{picture}" if len(there) > (0 if name == "scale_error" else 3) else "Not run yet."
+        text = f"{make()}{picture}" if rows and own else "Not run yet."
         parts.append(f"## {heading}\n\n{shows} `python {command}`\n\n{text}")
     with open(os.path.join(FOLDER, "README.md"), "w") as file:
         file.write("\n\n".join([*parts, "## Where the paper is silent" + silent]) + "\n")

@@ -110,4 +110,4 @@ def test_the_probe_feeds_fresh_batchnorm_and_changes_no_weight(monkeypatch):
     assert torch.allclose(norm.running_mean, expected, atol=1e-4) and not torch.allclose(expected, torch.zeros_like(expected), atol=1e-3)
     before = norm.running_mean.clone()
     look()
-    assert torch.equal(before, norm.running_mean) and all(torch.equal(a, b) for a, b in zip(weights, f.parameters()))
+    assert norm.momentum == 0.1 and torch.equal(before, norm.running_mean) and all(torch.equal(a, b) for a, b in zip(weights, f.parameters()))
