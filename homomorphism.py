@@ -1,21 +1,25 @@
-"""A learned homomorphism: a network without built-in structure learns f and Γ_g together, for C4 (quarter turns).
+"""A learned homomorphism: a network without built-in structure learns f and Γ_g together, for C4 (quarter turns) or scale.
 
     python homomorphism.py --share 0.1 --lam 10 --seed 0         # an MLP on 4,000 digits, one JSON row, one or two minutes
     python homomorphism.py --given --share 0.03 --out rows.jsonl # Γ is the cyclic permutation, only f learns
     python homomorphism.py --one-way --start identity            # without the inverse direction, see `equation1`
+    python homomorphism.py --group scale --backbone cnn --width 0.25 --given     # six fibers, Γ is the shift by g
 
 Keller, Suau & Zappella (2022), Section 6: "one field of research which appears particularly promising for future work is the
 integration of learned homomorphisms with H-SSL. In the H-SSL framework, a learned homomorphism can be seen as equivalent to
 a learned augmentation."  This is a first version of it, and not in the paper.  Needs all other modules.
 
-f's features are read as four fibers v = f(x) (B, 4, C).  One matrix A (4, 4) stands for the generator, and Γ_g = A^g acts on
-the fiber axis, the same for all channels.  What is learned:
+f's features are read as G = |G| fibers v = f(x) (B, G, C): 4 for C4, 6 for scale.  One matrix A (G, G) stands for the generator, and
+Γ_g = A^g acts on the fiber axis, the same for all channels.  What is learned:
 
     L = InfoNCE( h((Γ_g1 v)(g0)), h((Γ_g2 v)(g0)) )  +  λ · ‖f(T_g x) - Γ_g f(x)‖² / ‖f(T_g x) - f(x)‖²    (in both directions, see `equation1`)
 
 The first term is H-SSL (Eq. 3) with v(g⁻¹·g0) := (Γ_g v)(g0).  The second is the error of Eq. 1 over its null, the error for
-Γ_g = 1.  It needs turned images, but only for a share of each batch, with g uniform in 1, 2, 3.  share 0: H-SSL on a network
+Γ_g = 1.  It needs turned images, but only for a share of each batch, with g uniform in 1 … G-1.  share 0: H-SSL on a network
 without structure (Table 2).  share 1: two passes for each image, the cost of A-SSL.  ‖A⁴ - 1‖ is measured, not trained.
+
+Scale is not a group: T_g shrinks, and A is the shift (A v)(i) = v(i+1).  Eq. 1 is then compared only on the fibers i with i + g < G,
+and only in one direction, since T_g has no inverse.
 
 Only the second term trains A.  The first compares two views, and Γ = 1 would make them equal without any learning.
 Everything runs on the CPU, in one process.
@@ -50,52 +54,55 @@ import train
 from checkpoint import UsageError
 
 C4 = groups.Rotation()
+GROUPS = {"rot": C4, "scale": groups.Scale()}
 
 
 # ---------------------------------------------------------------- Γ, and the two terms of the loss
-def four_fibers(z, pool="mean"):
-    """z (B, C', G, H', W'), G a multiple of 4, pooled over space and read as four fibers v (B, 4, C), C = C'·G/4.
+def four_fibers(z, pool="mean", order=4):
+    """z (B, C', G', H', W'), G' a multiple of `order`, pooled over space and read as `order` fibers v (B, order, C), C = C'·G'/order.
 
     The MLP's 16 fibers become four fibers with four times the channels.  On the 16 fibers, Γ has four equal blocks A."""
-    return groups.fibers(z, C4, pool).unflatten(1, (4, -1)).flatten(2)  # (B, 4, C)
+    return groups.fibers(z, C4, pool).unflatten(1, (order, -1)).flatten(2)  # (B, order, C)
 
 
-def cycle():
-    """The given A: the permutation (A v)(r) = v(r - 1), so that (Γ_g v)(r) = v(g⁻¹·r) as in groups.Rotation.  (4, 4)."""
-    return torch.eye(4).roll(1, 0)  # (4, 4)
+def cycle(group=C4):
+    """The given A, (G, G): (A v)(i) = v(g⁻¹·i) for g = 1 as in groups.py.  C4: the cyclic permutation v(i - 1).  Scale: the shift v(i + 1), 0 past the end."""
+    index = group.shift_base(torch.ones(1, dtype=torch.long), torch.arange(group.order))[0]  # (G,)
+    return torch.eye(group.order)[index] * (index >= 0)[:, None]  # (G, G)
 
 
-def start(name, noise=0.01):
-    """The initial A, (4, 4): "random" is orthogonal; "identity" is 1 + noise·N(0, 1); "cycle" is `cycle()`.
+def start(name, noise=0.01, group=C4):
+    """The initial A, (G, G): "random" is orthogonal; "identity" is 1 + noise·N(0, 1); "cycle" is `cycle(group)`.
 
     A 4-cycle has the eigenvalues 1, i, -1, -i and the determinant -1.  From any start A first becomes nearly singular, as f does not
     follow the turns yet, so the determinant of the start does not decide whether a cycle is found (notebook 06)."""
     if name == "random":
-        return nn.init.orthogonal_(torch.empty(4, 4))  # (4, 4)
-    return cycle() if name == "cycle" else torch.eye(4) + noise * torch.randn(4, 4)  # (4, 4)
+        return nn.init.orthogonal_(torch.empty(group.order, group.order))  # (G, G)
+    return cycle(group) if name == "cycle" else torch.eye(group.order) + noise * torch.randn(group.order, group.order)  # (G, G)
 
 
 def Gamma(A, v, g):
-    """Γ_g v = A^g v on the fiber axis: A (4, 4), v (B, 4, C), g (B,) long, 0 … 3 → (B, 4, C)."""
-    powers = torch.stack([torch.linalg.matrix_power(A, k) for k in range(4)])  # (4, 4, 4): 1, A, A², A³
-    return powers[g] @ v  # (B, 4, C)
+    """Γ_g v = A^g v on the fiber axis: A (G, G), v (B, G, C), g (B,) long, 0 … G-1 → (B, G, C)."""
+    powers = torch.stack([torch.linalg.matrix_power(A, k) for k in range(len(A))])  # (G, G, G): 1, A, A², …
+    return powers[g] @ v  # (B, G, C)
 
 
 def views(v, h, A, g0, g1, g2):
     """Eq. 3 with Γ instead of a moved base space: h((Γ_g1 v)(g0)) and h((Γ_g2 v)(g0)).
 
-    v (B, 4, C); h: head; A (4, 4); g0 (B, |g0|), g1, g2 (B,) long → y1, y2 (B, D), the arguments of `losses.info_nce`.
+    v (B, G, C); h: head; A (G, G); g0 (B, |g0|), g1, g2 (B,) long → y1, y2 (B, D), the arguments of `losses.info_nce`.
     With A = cycle() this is losses.h_ssl; with A = 1 the two views are equal."""
     y = torch.cat([groups.bundle(Gamma(A, v, g), g0) for g in (g1, g2)])  # (2B, |g0|·C)
     return h(y).chunk(2)  # (B, D) twice
 
 
-def equation1(moved, v, A, g, one_way=False):
-    """The error of Eq. 1 over its null, in both directions: the mean, over the g that occur, of
+def equation1(moved, v, A, g, one_way=False, group=C4):
+    """The error of Eq. 1 over its null, in both directions if g has an inverse: the mean, over the g that occur, of
 
         ½ Σ ( ‖f(T_g x) - Γ_g f(x)‖² + ‖f(x) - Γ_g⁻¹ f(T_g x)‖² )  /  Σ ‖f(T_g x) - f(x)‖²,    0 exact, 1 for Γ_g = 1
 
-    moved = f(T_g x), v = f(x) (k, 4, C); A (4, 4); g (k,) long, 1 … 3 → scalar.  Each sum is over the images with the same g.
+    moved = f(T_g x), v = f(x) (k, G, C); A (G, G); g (k,) long, 1 … G-1 → scalar.  Each sum is over the images with the same g, and
+    over the fibers i for which g⁻¹·i exists: all for C4.
     In a ratio for each image, images that T_g hardly changes would dominate; in one for all g, the g that change f most.
 
     The second direction needs no further image, and Γ_g⁻¹ = A^(4-g) is a power of A, so no matrix is inverted.  Without it
@@ -103,19 +110,21 @@ def equation1(moved, v, A, g, one_way=False):
     The null carries gradient, so the ratio rewards neither f → c·f nor f(T_g x) = f(x).  With a detached null, a smaller f or
     an invariant f would lower the loss.
     Raises ValueError for 0/0, if the null is only rounding error: f is constant or invariant."""
-    square = lambda a: a.new_zeros(4).index_add(0, g, a.pow(2).sum((1, 2)))  # (4,): a sum for each g
-    error, null = square(moved - Gamma(A, v, g)), square(moved - v)  # (4,) twice
-    if not one_way:
-        error = (error + square(v - Gamma(A, moved, C4.inverse(g)))) / 2  # (4,)
-    drawn = torch.bincount(g, minlength=4) > 0  # (4,)
+    exists = (group.shift_base(g, torch.arange(group.order)) >= 0)[..., None]  # (k, G, 1)
+    square = lambda a: a.new_zeros(group.order).index_add(0, g, (a * exists).pow(2).sum((1, 2)))  # (G,): a sum for each g
+    error, null = square(moved - Gamma(A, v, g)), square(moved - v)  # (G,) twice
+    back = group.inverse(g)  # (k,)
+    if not one_way and (back >= 0).all():
+        error = (error + square(v - Gamma(A, moved, back))) / 2  # (G,)
+    drawn = torch.bincount(g, minlength=group.order) > 0  # (G,)
     if (null <= (10 * torch.finfo(v.dtype).eps) ** 2 * square(v))[drawn].any():
         raise ValueError("f gives x and T_g x the same features, so Eq. 1's error over its null is 0/0: f is constant or invariant")
     return (error[drawn] / null[drawn]).mean()
 
 
 @torch.no_grad()
-def measure(f, A, x):
-    """How f responds to T_g and how well A^g predicts it, for g = 1, 2, 3: x (B, C_in, H, H), f in evaluation mode → a dict.
+def measure(f, A, x, group=C4):
+    """How f responds to T_g and how well A^g predicts it, for g = 1 … G-1: x (B, C_in, H, H), f in evaluation mode → a dict.
 
         invariance   √ mean ‖f(T_g x) - f(x)‖², in units of the distance between two different images (as losses.distances)
         equation1    √ mean ‖f(T_g x) - Γ_g f(x)‖², in the same units
@@ -126,44 +135,49 @@ def measure(f, A, x):
         best         orbit for the best matrix M_g (4, 4) of each g (least squares, no group law)
         cyclic       ‖A⁴ - 1‖ (Frobenius); eigenvalues: of A, [real, imaginary] each (a 4-cycle: 1, i, -1, -i)
 
-    A number that would be 0/0 is None."""
-    g = torch.arange(4, device=x.device)  # (4,)
-    v = torch.stack([four_fibers(f(C4.T(x, k.expand(len(x)))), f.pool).double() for k in g])  # (4, B, 4, C): f(T_k x)
-    A = A.detach().double()  # (4, 4)
+    Distances are over the fibers i for which g⁻¹·i exists.  Shrinking twice by list factors is not one shrinking of the list, so for
+    scale `orbit` is over x alone, equal to `over_null`.  A number that would be 0/0 is None."""
+    n, closed = group.order, bool((group.inverse(torch.arange(group.order)) >= 0).all())
+    v = torch.stack([four_fibers(f(group.T(x, torch.full((len(x),), k))), f.pool, n).double() for k in range(n)])  # (G, B, G, C): f(T_k x)
+    A = A.detach().double()  # (G, G)
     rms = lambda a: a.pow(2).sum((-1, -2)).mean().sqrt()
-    two_images = (2 * v[0].flatten(1).var(0).sum()).sqrt()  # ()
     over = lambda a, b: float(a / b) if b > 1e-6 * rms(v) else None  # f computes in float32
     found = {name: [] for name in ("invariance", "equation1", "axis", "over_null", "orbit", "best")}
-    for k in (1, 2, 3):
-        power, moved = torch.linalg.matrix_power(A, k), v.roll(-k, 0)  # (4, 4), (4, B, 4, C): f(T_k T_a x)
-        rows, target = (t.transpose(2, 3).flatten(0, 2) for t in (v, moved))  # (4·B·C, 4) twice: rows · M_kᵀ = target
-        M = (torch.linalg.pinv(rows.T @ rows) @ (rows.T @ target)).T  # (4, 4)
-        null, error = rms(moved[0] - v[0]), rms(moved[0] - power @ v[0])  # () twice
-        values = (over(null, two_images), over(error, two_images), over(rms(power @ v[0] - v[0]), two_images), over(error, null),
-                  over(rms(moved - power @ v), rms(moved - v)), over(rms(moved - M @ v), rms(moved - v)))
+    for k in range(1, n):
+        exists = group.shift_base(torch.tensor([k]), torch.arange(n))[0] >= 0  # (G,): where g⁻¹·i exists
+        a, b = (v, v.roll(-k, 0)) if closed else (v[:1], v[k:k + 1])  # (4 or 1, B, G, C) twice: f(T_a x), f(T_k T_a x)
+        rows, target = (t.transpose(2, 3).flatten(0, 2) for t in (a, b))  # (…, G) twice: rows · M_kᵀ = target
+        M = (torch.linalg.pinv(rows.T @ rows) @ (rows.T @ target)).T  # (G, G)
+        power = torch.linalg.matrix_power(A, k)  # (G, G)
+        far = lambda p, q: rms((p - q)[..., exists, :])
+        two_images = (2 * v[0][:, exists].flatten(1).var(0).sum()).sqrt()  # ()
+        null, error = far(b[0], a[0]), far(b[0], power @ a[0])  # () twice
+        values = (over(null, two_images), over(error, two_images), over(far(power @ a[0], a[0]), two_images), over(error, null),
+                  over(far(b, power @ a), far(b, a)), over(far(b, M @ a), far(b, a)))
         for name, value in zip(found, values):
             found[name].append(value)
-    cyclic = (torch.linalg.matrix_power(A, 4) - torch.eye(4).to(A)).norm()  # ()
+    cyclic = (torch.linalg.matrix_power(A, n) - torch.eye(n).to(A)).norm()  # ()
     return found | dict(cyclic=float(cyclic), eigenvalues=torch.view_as_real(torch.linalg.eigvals(A)).tolist())
 
 
 # ---------------------------------------------------------------- networks without structure
-def networks(backbone, width, images):
-    """f "mlp" | "cnn", its head h, probe.py's classifier and draws, for images (a data.Data)."""
+def networks(backbone, width, images, group="rot"):
+    """f "mlp" | "cnn", its head h, probe.py's classifier and draws, for images (a data.Data) and group "rot" | "scale"."""
+    order = GROUPS[group].order  # G
     c_in, size = images.train_x.shape[1], images.train_x.shape[-1]
     inside = dict(width=width, normalise=backbones.Normalise(*data.mean_std(images.train_x)))
-    f = backbones.MLP(c_in * size * size, **inside) if backbone == "mlp" else backbones.CNN(c_in=c_in, order=4, **inside)
+    f = backbones.MLP(c_in * size * size, **inside) if backbone == "mlp" else backbones.CNN(c_in=c_in, order=order, **inside)
     features = f.order * f.channels  # all of z
-    h = backbones.Head(features // 4, [backbones.scaled(128, width)] * 3)
+    h = backbones.Head(features // order, [backbones.scaled(128, width)] * 3)
     classifier = backbones.MNISTClassifier(features, images.classes, convolve=backbone != "mlp", structured=False)
-    return f, h, classifier, losses.Draws("hssl", "rot", False, f.order, size, 8, f.stride)
+    return f, h, classifier, losses.Draws("hssl", group, False, f.order, size, 8, f.stride)
 
 
 # ---------------------------------------------------------------- training, and the command
-def learn(f, h, A, x, share=0.1, lam=10.0, one_way=False, epochs=20, batch_size=256, lr=2.0, warmup_epochs=1, seed=0):
+def learn(f, h, A, x, share=0.1, lam=10.0, one_way=False, epochs=20, batch_size=256, lr=2.0, warmup_epochs=1, seed=0, group=C4):
     """Train f, h and A (if it requires a gradient) in place with L on images x (N, C_in, H, H) uint8 → the last loss.
 
-    LARS and its schedule are as in train.py.  Copies of the first round(share·batch_size) images of each batch are turned and pass
+    LARS and its schedule are as in train.py.  T_g changes copies of the first round(share·batch_size) images of each batch, and they pass
     through f with the batch, so BatchNorm sees both.  f and h stay in training mode.
     Raises ValueError if f is constant or invariant, or the loss is not finite."""
     params = [*f.parameters(), *h.parameters(), *([A] if A.requires_grad else [])]
@@ -172,16 +186,16 @@ def learn(f, h, A, x, share=0.1, lam=10.0, one_way=False, epochs=20, batch_size=
     for step in range(epochs * per_epoch):
         order = torch.randperm(len(x), generator=train.seeded(seed, step // per_epoch, 1))  # (N,)
         batch = x[order[step % per_epoch * batch_size:][:batch_size]].float() / 255  # (B, C_in, H, H)
-        g1, g2 = torch.randint(4, (2, batch_size), generator=train.seeded(seed, step, 2))  # (B,) twice
-        g = torch.randint(1, 4, (k,), generator=train.seeded(seed, step, 3))  # (k,)
-        v = four_fibers(f(torch.cat([batch, C4.T(batch[:k], g)])), f.pool)  # (B + k, 4, C)
+        g1, g2 = torch.randint(group.order, (2, batch_size), generator=train.seeded(seed, step, 2))  # (B,) twice
+        g = torch.randint(1, group.order, (k,), generator=train.seeded(seed, step, 3))  # (k,)
+        v = four_fibers(f(torch.cat([batch, group.T(batch[:k], g)])), f.pool, group.order)  # (B + k, G, C)
         loss = losses.info_nce(*views(v[:batch_size], h, A.detach(), torch.zeros_like(g1)[:, None], g1, g2))  # ()
         if k and lam:
-            loss = loss + lam * equation1(v[batch_size:], v[:k], A, g, one_way)  # ()
+            loss = loss + lam * equation1(v[batch_size:], v[:k], A, g, one_way, group)  # ()
         if not loss.isfinite():
             raise ValueError(f"the loss is not finite at step {step}: take a smaller --lr or --lam")
-        for group in optimizer.param_groups:
-            group["lr"] = train.learning_rate(step, epochs * per_epoch, warmup_epochs * per_epoch, lr * batch_size / 256)
+        for part in optimizer.param_groups:
+            part["lr"] = train.learning_rate(step, epochs * per_epoch, warmup_epochs * per_epoch, lr * batch_size / 256)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -194,13 +208,14 @@ def parse(argv=None):
     add, choice = p.add_argument, lambda name, values, text: p.add_argument(name, choices=values, default=values[0], help=f"{text} (default {values[0]})")
     choice("--dataset", ("mnist5k", "mnist"), "the images; mnist5k needs no download")
     add("--data-dir", default="data", help="folder of the images, also for downloads (default data)")
-    choice("--backbone", ("mlp", "cnn"), "the MLP of Table 2, or its CNN with four times the channels")
+    choice("--group", tuple(GROUPS), "quarter turns, four fibers; or six scales, six fibers")
+    choice("--backbone", ("mlp", "cnn"), "the MLP of Table 2, or its CNN with |G| times the channels")
     add("--width", type=launch.number(float, 0, 16, above=True), default=1.0, help="factor for every number of channels (default 1)")
-    add("--share", type=launch.number(float, 0, 1), default=0.1, help="share of each batch that is turned (default 0.1)")
+    add("--share", type=launch.number(float, 0, 1), default=0.1, help="share of each batch that T_g changes (default 0.1)")
     add("--lam", type=launch.number(float, 0, 1e6), default=10.0, help="λ, the weight of the second term (default 10)")
     add("--one-way", action="store_true", help="use only f(T_g x) = Γ_g f(x), without the inverse direction")
     choice("--start", ("random", "identity", "cycle"), "the initial A")
-    add("--given", action="store_true", help="A is the cyclic permutation, and only f learns")
+    add("--given", action="store_true", help="A is the cyclic permutation, or the shift for scale; only f learns")
     add("--epochs", type=launch.number(int, 1, 1e6), default=20, help="passes over the training images (default 20)")
     add("--batch-size", type=launch.number(int, 2, 1e6), default=256, help="images in each step (default 256)")
     add("--lr", type=launch.number(float, 0, 1e6), default=2.0, help="base learning rate; the peak rate is lr * batch size / 256 (default 2)")
@@ -210,6 +225,8 @@ def parse(argv=None):
     args = p.parse_args(argv)
     if args.given and args.start != "random":
         raise UsageError("--start has no meaning with --given, which fixes A: leave one of them out")
+    if args.group == "scale" and (args.backbone == "mlp" or args.one_way):
+        raise UsageError("--group scale needs --backbone cnn, as the MLP's 16 fibers are not a multiple of 6, and no --one-way, as scale has only one way")
     if args.one_way and not args.share * args.lam:
         raise UsageError("--one-way has no meaning where --share or --lam is 0: leave it out")
     if args.share and not round(args.share * args.batch_size):
@@ -218,11 +235,11 @@ def parse(argv=None):
     return args
 
 
-def look(f, classifier, draws, A, images, seed):
+def look(f, classifier, draws, A, images, seed, group):
     """The read-outs of probe.py, and `measure` on at most 1,024 test images: a dict.  f and classifier are not changed."""
     f, classifier = copy.deepcopy((f, classifier))  # the probe changes modes and BatchNorm
     found = probe.evaluate(f, classifier, draws, images, torch.device("cpu"), seed=seed)
-    return {name: found[name] for name in probe.READOUTS} | measure(f, A, images.test_x[:1024].float() / 255)
+    return {name: found[name] for name in probe.READOUTS} | measure(f, A, images.test_x[:1024].float() / 255, group)
 
 
 def main(argv=None):
@@ -233,16 +250,17 @@ def main(argv=None):
     if args.batch_size > len(images.train_x):
         raise UsageError(f"--batch-size {args.batch_size} is more than the {len(images.train_x)} training images: take a smaller one")
     torch.manual_seed(args.seed)
-    f, h, classifier, draws = networks(args.backbone, args.width, images)
-    A = nn.Parameter(start(args.start), requires_grad=not args.given)  # (4, 4)
-    untrained = look(f, classifier, draws, A, images, args.seed)
+    f, h, classifier, draws = networks(args.backbone, args.width, images, args.group)
+    group = GROUPS[args.group]
+    A = nn.Parameter(start(args.start, group=group), requires_grad=not args.given)  # (G, G)
+    untrained = look(f, classifier, draws, A, images, args.seed, group)
     try:
-        loss = learn(f, h, A, images.train_x, args.share, args.lam, args.one_way, args.epochs, args.batch_size, args.lr, args.warmup_epochs, args.seed)
+        loss = learn(f, h, A, images.train_x, args.share, args.lam, args.one_way, args.epochs, args.batch_size, args.lr, args.warmup_epochs, args.seed, group)
     except ValueError as error:
         raise UsageError(str(error)) from None
     row = {name: value for name, value in vars(args).items() if name not in ("data_dir", "out")}
     row |= dict(loss=loss, train_images=len(images.train_y), test_images=len(images.test_y), code=checkpoint.code_version())
-    row |= look(f, classifier, draws, A, images, args.seed) | dict(untrained=untrained, cpu_seconds=round(time.process_time(), 1))
+    row |= look(f, classifier, draws, A, images, args.seed, group) | dict(untrained=untrained, cpu_seconds=round(time.process_time(), 1))
     if args.out:
         with open(args.out, "a") as file:
             file.write(json.dumps(row) + "\n")

@@ -38,18 +38,19 @@ def encode(f, classifier, draws, x, device, dtype=None, generator=None, batch=25
 
     (N, C'), `classifier.features(z)`; (N, C), the maximum over the group of the pooled fibers; (N, C), one fiber f(x)(g0) at
     element 0, for translation at the centre.  Without structure the last two are all of z, pooled over space: (N, G·C).
-    generator: if given, each image is first changed by a random T_g, see `losses.Draws.moved`."""
+    generator: if given, each image is first changed by a random T_g, see `losses.Draws.moved`, and the first is None."""
     features, pooled, one = [], [], []
     for part in tqdm(x.split(batch), desc="encode", unit="batch", leave=False, disable=True if quiet else None):
         part = part.to(device).float() / 255  # (B, C_in, H, W)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             z = f(part if generator is None else draws.moved(part, generator))  # (B, C, G, H', W')
-            features.append(classifier.features(z).float().cpu())  # (B, C')
+            if generator is None:
+                features.append(classifier.features(z).float().cpu())  # (B, C')
         z = (z if draws.structured else backbones.as_channels(z)).float()  # (B, C, G, H', W')
         fibers = groups.fibers(z, groups.Rotation, f.pool)  # (B, G, C): pooled over space
         pooled.append(fibers.amax(1).cpu())  # (B, C)
         one.append((z[:, :, 0, z.shape[-2] // 2, z.shape[-1] // 2] if draws.map.spatial else fibers[:, 0]).cpu())  # (B, C)
-    return [torch.cat(parts) for parts in (features, pooled, one)]
+    return [torch.cat(parts) if parts else None for parts in (features, pooled, one)]
 
 
 def linear_accuracy(train_x, train_y, test_x, test_y, classes, steps=3000, epochs=50, batch=256, lr=0.01, seed=0):

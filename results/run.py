@@ -15,7 +15,6 @@ import math
 import os
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -30,7 +29,10 @@ import train  # noqa: E402
 TUNED = "--batch-size 256 --lr 2 --warmup-epochs 0.25 "
 MNIST = "--dataset mnist --epochs 5 " + TUNED
 SHORT = "--dataset mnist --train-size 10000 --test-size 5000 --epochs 6 " + TUNED
-SIZES = {"mnist5k": 4000, "mnist": 60000, "cifar10": 50000, "tiny-imagenet": 100000, "folder": 0}  # training images
+CIFAR = "--dataset cifar10 --width 0.25 --epochs 2 " + TUNED  # until pilot_cifar10 has decided
+TINY = "--dataset tiny-imagenet --width 0.25 --epochs 10 " + TUNED  # until pilot_tiny has decided
+SIZES = {"mnist5k": 4000, "mnist": 60000, "cifar10": 50000, "tiny-imagenet": 20000, "folder": 0}  # training images
+SPEED = {"mnist5k": 480, "mnist": 480, "cifar10": 60, "tiny-imagenet": 180, "folder": 60}  # images a CPU second, the last three at a quarter of the width
 BUDGETS = {  # flags for each data set, appended to a line to override its budget
     "gpu": {"mnist": "--batch-size 4096 --lr 0.1 --warmup-epochs 10 --epochs 500", "cifar10": "--batch-size 1024 --width 1 --epochs 50"},
     "paper": {"mnist": "--batch-size 4096 --lr 0.1 --warmup-epochs 10 --epochs 500",
@@ -66,8 +68,22 @@ EXPERIMENTS = {
     # for comparison with homomorphism.py: the same digits and epochs, with the structure built in, and the MLP without Γ
     "structure": each("{what} --seed {seed}", seed=range(3), what=(
         *each("--loss {loss}", loss=LEARN), "--backbone mlp --loss frozen", "--backbone mlp --loss assl --base-size 16")),
-    "table1": each(MNIST + "--group {group} --loss {loss} --seed {seed}", group=("scale", "rot", "trans"), loss=LEARN, seed=range(5))
-              + each(MNIST + "--group {group} --loss supervised --seed {seed}", group=("scale", "rot", "trans"), seed=range(3)),
+    # one price for each run, what learns most above the untrained network of its width?
+    "pilot_cifar10": each("--dataset cifar10 --test-size 5000 --group scale --batch-size 256 --warmup-epochs 0.25 {what} --seed 0", what=(
+        "--width 0.25 --loss frozen", "--width 0.25 --epochs 2 --lr 2", "--width 0.25 --epochs 2 --lr 4", "--width 0.25 --epochs 8 --lr 2 --train-size 12500",
+        "--width 0.125 --loss frozen", "--width 0.125 --epochs 4 --lr 2", "--width 0.125 --epochs 4 --lr 4")),
+    "pilot_tiny": each("--dataset tiny-imagenet --group scale --batch-size 256 --warmup-epochs 0.25 {what} --seed 0", what=(
+        "--width 0.25 --loss frozen", "--width 0.25 --epochs 10 --lr 2", "--width 0.25 --epochs 10 --lr 4", "--width 0.125 --epochs 20 --lr 2")),
+    "table1": [line for text, groups, seeds in ((MNIST, ("scale", "rot", "trans"), 5), (CIFAR, ("scale", "rot", "trans"), 3), (TINY, ("scale", "rot"), 3))
+               for line in each(text + "--group {group} --loss {loss} --seed {seed}", group=groups, loss=LEARN, seed=range(seeds))
+               + each(text + "--group {group} --loss supervised --seed {seed}", group=groups, seed=range(3 if text is MNIST else 1))],
+    "table2": [line for loss, mlp, cnn in (("frozen", 1, 1), ("hssl", 1, 1), ("assl", 16, 6), ("supervised", 1, 1)) for seeds in (5 if loss != "supervised" else 3,)
+               for line in each(MNIST + f"--group trans --backbone mlp --base-size {mlp} --loss {loss} --seed {{seed}}", seed=range(seeds))
+               + each(MNIST + f"--group scale --backbone cnn --width 0.25 --base-size {cnn} --loss {loss} --seed {{seed}}", seed=range(seeds))
+               + each(CIFAR + f"--group scale --backbone cnn --width 0.0625 --train-size 12500 --base-size {cnn} --loss {loss} --seed {{seed}}", seed=range(2))],
+    "figure2_right": each(MNIST + "--group trans --max-distance {d} --distance {metric} --seed {seed}", d=(1, 2, 4, 8, 18, 32, 98), metric=("euclidean", "topological"), seed=range(5)),
+    "figure2_left": each(CIFAR + "--train-size 12500 {base} --seed {seed}", seed=range(3), base=(
+        *each("--group rot --base-size {n}", n=(1, 2, 3)), *each("--group scale --base-size {n}", n=(1, 3, 5)), *each("--group trans --base-size {n}", n=(1, 4, 16, 36)))),
 }
 
 
@@ -150,10 +166,9 @@ def main():
     jobs, _ = left(names, options.budget, options.seeds)
     if options.list:
         print("\n".join(f"python train.py {flags}" for _, flags in jobs))
-        images = lambda flags: (flags.train_size or SIZES[flags.dataset]) * (flags.epochs + 1)  # for the training and the probe
-        rates = [row["cpu_seconds"] / (row["train_images"] * (row["epochs"] + 1)) for _, row in rows_of() if row.get("train_images") and row.get("epochs")]
-        hours = sum(images(train.parse(shlex.split(flags))) for _, flags in jobs) * statistics.median(rates or [0]) / 3600
-        print(f"{len(jobs)} runs left, about {hours:.1f} hours of one CPU core (from the seconds for each image in the finished runs)")
+        seconds = lambda a: (a.train_size or SIZES[a.dataset]) * (a.epochs * (3 if a.loss == "supervised" else 1) + 2) / SPEED[a.dataset]  # the probe is 2 epochs
+        hours = sum(seconds(train.parse(shlex.split(flags))) for _, flags in jobs) / 3600
+        print(f"{len(jobs)} runs left, about {hours:.1f} hours of one CPU core")
         return
     lock, running, problem = threading.Lock(), set(), []
     options.until, options.stopping = time.time() + 3600 * options.hours, False

@@ -56,10 +56,10 @@ def spread(values, digits=1):
     return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
-def interval(values):
-    """Mean and half-width of the 95 % interval of a list (infinite for one number)."""
-    n = len(values)
-    half = math.inf if n < 2 else float(student.ppf(0.975, n - 1)) * statistics.stdev(values) / n ** 0.5
+def interval(values, seeds=None):
+    """Mean and half-width of the 95 % interval of a list (infinite for one number).  seeds: the half-width that so many with the same spread would have."""
+    n = seeds or len(values)
+    half = math.inf if min(n, len(values)) < 2 else float(student.ppf(0.975, n - 1)) * statistics.stdev(values) / n ** 0.5
     return statistics.mean(values), half
 
 
@@ -186,8 +186,8 @@ def table1():
 
 
 def learned_group():
-    """A table of the rows of homomorphism.py, then one of train.py for comparison."""
-    rows = rows_of("learned_group")
+    """Tables of the rows of homomorphism.py: the MLP, and the CNN with turns and with scales.  Then one of train.py for comparison."""
+    rows = [r for r in rows_of("learned_group") if r["backbone"] == "mlp"]
     kinds = {(not r["given"], r["start"], r["one_way"], r["lam"], r["share"]) for r in rows}
     name = lambda learned, start, one_way, lam, share: (
         ("no turned image" if not share else f"Γ {'learned' if learned else 'given'}, {100 * share:g} % turned") + f", λ = {lam:g}" * (lam != 10)
@@ -199,19 +199,29 @@ def learned_group():
     untrained = [r["untrained"] for r in pick(rows, given=False, share=0.1, lam=10, start="random", one_way=False).values()]
     text = table(rows, [("the MLP, untrained", untrained),
                         *((name(*k), dict(zip(("given", "start", "one_way", "lam", "share"), (not k[0], *k[1:])))) for k in order)], columns)
+    rows = [dict(group="rot") | r for r in rows_of("learned_group") if r["backbone"] == "cnn"]
+    kinds = []
+    for group in ("rot", "scale"):
+        arms = [(given, share, list(pick(rows, group=group, given=given, share=share).values())) for share in (0, 0.03, 0.1, 1) for given in (True, False)]
+        kinds.append((f"the CNN, {GROUPS[group]}, untrained", [r["untrained"] for given, share, runs in arms if given and share == 0.1 for r in runs]))
+        kinds += [(f"the CNN, {GROUPS[group]}, " + (f"Γ {'given' if given else 'learned'}, {100 * share:g} % changed" if share else "no changed image"), runs)
+                  for given, share, runs in arms]
+    text += "\n\n" + table(rows, kinds, columns[:1] + columns[4:]) if rows else ""
     kinds = [(f"{LOSSES[l]}, {'MLP' if b == 'mlp' else 'structure built in'}", dict(loss=l, backbone=b)) for b in ("mlp", "equivariant") for l in ("frozen", "assl", "hssl")]
     beside = rows_of("structure")
     return text + ("\n\n" + table(beside, kinds, READ + MEANS[:1]) if beside else "")
 
 
 # ---------------------------------------------------------------- claims
-def claim(text, what, a, b, margin=None):
-    """One row of claims: the difference a - b of two {seed: number}, paired by seed.  With a margin the test is "equal", else "a > b".  → dict or None."""
+def claim(text, what, a, b, margin=None, planned=None):
+    """One row of claims: the difference a - b of two {seed: number}, paired by seed.  With a margin the test is "equal", else "a > b".
+
+    planned: the interval and verdict that so many seeds with the same mean and spread would give.  → dict, or None for fewer than two seeds."""
     seeds = sorted(a.keys() & b.keys())
     if len(seeds) < 2:
         return None
     values = [a[s] - b[s] for s in seeds]
-    mean, half = interval(values)
+    mean, half = interval(values, planned)
     if margin is not None:
         verdict = "equal" if abs(mean) + half <= margin else "different" if abs(mean) > half else "undecided"
     else:
@@ -219,38 +229,50 @@ def claim(text, what, a, b, margin=None):
     wanted = seeds_needed(values, max(1e-9, margin - abs(mean) if margin is not None and margin > abs(mean) else abs(mean)))
     price = f"{'1,000 seeds or more' if wanted == 1000 else f'about {wanted} seeds'} would decide, {len(seeds)} were run" if verdict == "undecided" else ""
     return dict(claim=text, what=what, a=statistics.mean(a[s] for s in seeds), b=statistics.mean(b[s] for s in seeds), mean=mean, half=half, margin=margin,
-                seeds=len(seeds), verdict=verdict, price=price)
+                seeds=planned or len(seeds), verdict=verdict, price=price)
+
+
+def value(row, name):
+    return drawn(row, name) if name in DISTANCES else row[name]
+
+
+def compare(rows, where, planned=None):
+    """The claims about A-SSL, H-SSL and the untrained network, for rows of one data set and budget (`where`): see `claim`."""
+    found = []
+    for group in GROUPS:
+        arms = {loss: pick(rows, group=group, loss=loss) for loss in ("frozen", "hssl", "assl")}
+        get = lambda loss, name: {s: value(row, name) for s, row in arms[loss].items()}
+        gain = lambda loss, name: abs(statistics.mean(v - get("frozen", name)[s] for s, v in get(loss, name).items() if s in arms["frozen"]))
+        if not all(arms[loss].keys() & arms["frozen"].keys() for loss in ("hssl", "assl")):
+            continue
+        found.append(claim("A-SSL and H-SSL teach the same invariance (margin: a tenth of A-SSL's gain over untrained)", f"invariance, A - H, {GROUPS[group]}{where}",
+                           get("assl", "invariance"), get("hssl", "invariance"), gain("assl", "invariance") / 10, planned))
+        found.append(claim("H-SSL lowers invariance", f"invariance, untrained - H, {GROUPS[group]}{where}", get("frozen", "invariance"), get("hssl", "invariance"), None, planned))
+        for name, what in (("moved", "accuracy on changed images (`moved`)"), ("top1", "top-1")):
+            found.append(claim(f"A-SSL and H-SSL reach the same {what} (margin: half of H-SSL's gain over untrained)",
+                               f"{name.replace('top1', 'top-1')}, A - H, {GROUPS[group]}{where}", get("assl", name), get("hssl", name), gain("hssl", name) / 2, planned))
+    return found
 
 
 def claims():
     """All claims that the finished runs can test: a list of dicts, see `claim`.  Tables, notebook and pictures use it."""
-    found = []
-    of = lambda rows, name, **flags: {s: drawn(r, name) if name in DISTANCES else r[name] for s, r in pick(rows, **flags).items()}
-    for group in GROUPS:
-        get = lambda loss, name: of(rows_of("learned"), name, group=group, loss=loss)
-        gain = [get("frozen", "invariance")[s] - v for s, v in get("assl", "invariance").items() if s in get("frozen", "invariance")]
-        margin = abs(statistics.mean(gain)) / 10 if gain else None
-        found.append(claim("A-SSL and H-SSL teach the same invariance (margin: a tenth of A-SSL's gain over untrained)",
-                           f"invariance, A - H, {GROUPS[group]}", get("assl", "invariance"), get("hssl", "invariance"), margin))
-        found.append(claim("H-SSL lowers invariance", f"invariance, untrained - H, {GROUPS[group]}", get("frozen", "invariance"), get("hssl", "invariance")))
-        for name, what in (("moved", "accuracy on changed images (`moved`)"), ("top1", "top-1")):
-            gain = [v - get("frozen", name)[s] for s, v in get("hssl", name).items() if s in get("frozen", name)]
-            found.append(claim(f"A-SSL and H-SSL reach the same {what} (margin: half of H-SSL's gain over untrained)", f"{name.replace('top1', 'top-1')}, A - H, {GROUPS[group]}",
-                               get("assl", name), get("hssl", name), abs(statistics.mean(gain)) / 2 if gain else None))
+    found = compare(rows_of("learned"), "")
+    for data_set in DATA:
+        found += compare([r for r in rows_of("table1") if r["dataset"] == data_set], f" ({DATA[data_set]}, whole)")
     for epsilon in (0.3, 1):
-        get = lambda loss: of(rows_of("knob"), "moved", epsilon=epsilon, loss=loss)
+        get = lambda loss: {s: r["moved"] for s, r in pick(rows_of("knob"), epsilon=epsilon, loss=loss).items()}
         found.append(claim("On a network that breaks Eq. 1, A-SSL reaches more on turned digits than H-SSL", f"moved, A - H, ε = {epsilon}", get("assl"), get("hssl")))
     gains = {}
     for group in ("scale", "trans"):
-        h, frozen = (of(rows_of("learned"), "top1", group=group, loss=loss) for loss in ("hssl", "frozen"))
+        h, frozen = ({s: r["top1"] for s, r in pick(rows_of("learned"), group=group, loss=loss).items()} for loss in ("hssl", "frozen"))
         gains[group] = {s: h[s] - frozen[s] for s in h.keys() & frozen.keys()}
     found.append(claim("H-SSL gains more over untrained for scale than for translation", "top-1, gain for scale - gain for translation", gains["scale"], gains["trans"]))
     return [row for row in found if row]
 
 
-def claims_table():
+def claims_table(found=None):
     lines = ["| claim | measured | the two means | difference, 95 % interval | seeds | verdict |", "|---|---|---|---|---|---|"]
-    for r in claims():
+    for r in claims() if found is None else found:
         digits = 3 if "invariance," in r["what"] else 2
         span = f"{r['mean']:+.{digits}f} [{r['mean'] - r['half']:+.{digits}f}, {r['mean'] + r['half']:+.{digits}f}]"
         span += f", margin {r['margin']:.{digits}f}" if r["margin"] is not None else ""
@@ -258,10 +280,16 @@ def claims_table():
     return "\n".join(lines)
 
 
+def power():
+    """What five seeds of Table 1 would decide, if means and spreads were those of `learned`."""
+    return claims_table([row for row in compare(rows_of("learned"), "", planned=5) if row])
+
+
 TABLES = {  # name → function, heading, what it shows
     "learned": (learned, "What the losses teach", "Distances for g = 1, 2, …, in units of that of two different images; read-outs in per cent. The pairs that the losses compare are the same for rotation only: "
                 "for translation A-SSL shifts by at most 5 px, about one position, and H-SSL takes any two positions."),
     "claims": (claims_table, "Claims", "Differences are paired by seed. Invariance is the mean over the g that A-SSL draws: all g; for translation the shift by one position."),
+    "power": (power, "Before the runs of Table 1: what five seeds would decide", "The table above with the means and spreads of its seeds, and the intervals of five."),
     "unfed": (unfed, "Two readings of an untrained network", "BatchNorm fed with 2,048 training images (as in all other tables), or left at mean 0 and variance 1."),
     "knob": (knob, "One knob: equivariance broken by ε", "The exact C4 network; each element's coefficients get a fixed change of size ε·‖w‖."),
     "scale_error": (scale_error, "How near to Eq. 1 a scale network can be", "Untrained, half the width, two seeds; each row names what differs. Below 1, Γ_g predicts the features of the shrunk digit better than doing nothing."),
@@ -284,9 +312,9 @@ def main(names):
     about, silent = open(os.path.join(FOLDER, "ABOUT.md")).read().rstrip().split("\n\n## Where the paper is silent", 1)
     parts = [about]
     for name, (make, heading, shows) in TABLES.items():
-        command = {"claims": "results/run.py learned", "scale_error": "results/scale_error.py", "learned_group": "results/learned_group.py"}.get(name, f"results/run.py {name}")
-        rows = rows_of("learned" if name == "claims" else name)
-        own = name in ("learned", "claims") or any(row not in rows_of("learned") for row in rows)  # other experiments share some rows
+        command = {"claims": "results/run.py learned", "power": "results/tables.py power", "scale_error": "results/scale_error.py", "learned_group": "results/learned_group.py"}.get(name, f"results/run.py {name}")
+        rows = rows_of("learned" if name in ("claims", "power") else name)
+        own = name in ("learned", "claims", "power") or any(row not in rows_of("learned") for row in rows)  # other experiments share some rows
         picture = f"\n\n![{heading}]({name}.png)" if os.path.exists(os.path.join(FOLDER, f"{name}.png")) else ""
         text = f"{make()}{picture}" if rows and own else "Not run yet."
         parts.append(f"## {heading}\n\n{shows} `python {command}`\n\n{text}")

@@ -1,16 +1,35 @@
-"""What the tests share: the modules on the path, two threads, and digits made of nothing but arithmetic."""
+"""What the tests share: the modules on the path, one thread, the notebooks that run beside them, and digits made of nothing but arithmetic."""
 import os
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other core runs the notebooks, or the second process of a test
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 if not os.environ.get("TEST_ON_GPU"):  # most tests are about the CPU and gloo; a GPU's owner can run the suite on it
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+RUN = """import nbclient, nbformat, os, sys
+notebook, folder = nbformat.read(sys.argv[1], as_version=4), os.path.dirname(sys.argv[1])
+nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()"""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.name.startswith("test_notebook_runs"))  # at the end: they wait for what runs in the background
+
+
+def pytest_collection_finish(session):
+    """Start the selected notebooks, one after the other in fresh kernels: session.config.notebooks[path] is a future of the process."""
+    run = lambda path: subprocess.run([sys.executable, "-c", RUN, path], capture_output=True, text=True)
+    pool = ThreadPoolExecutor(1)
+    session.config.notebooks = {item.callspec.params["path"]: pool.submit(run, item.callspec.params["path"]) for item in session.items
+                                if item.name.startswith("test_notebook_runs") and not session.config.option.collectonly}
 
 
 @pytest.fixture

@@ -51,6 +51,10 @@ def worker(rank, world, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     for case in CASES:
         torch.save(one_step(rank, world, *case), f"{folder}/{'-'.join(case)}-{rank}.pt")
+    part = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    torch.save([gathered_loss(*form, part) for form in FORMS], f"{folder}/gathered-{rank}.pt")
+    for name in SHAPES:
+        torch.save(norm_step(*norm_case(name), part), f"{folder}/{name}-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -95,61 +99,55 @@ def gathered_loss(denominator, bilinear, part=slice(None)):
 FORMS = [("paper", False), ("ntxent", False), ("ntxent", True)]
 
 
-def gather_worker(rank, world, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    part = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
-    torch.save([gathered_loss(*form, part) for form in FORMS], f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def test_negatives_are_gathered_with_gradient(tmp_path):
+def test_negatives_are_gathered_with_gradient(many):
     """The mean of the ranks' losses is the one-process loss, and its gradient is theirs over the number of ranks."""
-    mp.spawn(gather_worker, (3, str(tmp_path)), nprocs=3)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
+    world, folder = many
+    ranks = [torch.load(folder / f"gathered-{rank}.pt", weights_only=True) for rank in range(world)]
     for form, *parts in zip(FORMS, *ranks, strict=True):
         loss, grad = gathered_loss(*form)
-        assert abs(float(sum(p[0] for p in parts) / 3 - loss)) < 1e-12
-        assert relative(torch.cat([p[1] for p in parts], 1) / 3, grad) < 1e-12
+        assert abs(float(sum(p[0] for p in parts) / world - loss)) < 1e-12
+        assert relative(torch.cat([p[1] for p in parts], 1) / world, grad) < 1e-12
 
 
 # ---------------------------------------------------------------- BatchNorm by itself
-def norm_worker(rank, world, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    x, weight, norm = torch.load(f"{folder}/case.pt", weights_only=False)
-    norm, found = synchronise(torch.nn.Sequential(norm))[0], []
-    part = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+SHAPES = {"maps": (BATCH, 5, 3, 3), "vectors": (BATCH, 5)}
+
+
+def norm_case(name):
+    """x with means far from 0 and different on each process, the weights of its output in the loss, and a BatchNorm."""
+    torch.manual_seed(0)
+    shape = SHAPES[name]
+    x = torch.randn(shape, dtype=torch.float64) * 3 + torch.arange(BATCH).view(-1, *[1] * (len(shape) - 1)) + 50
+    norm = (torch.nn.BatchNorm2d if len(shape) > 2 else torch.nn.BatchNorm1d)(5).double()
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    return x, torch.randn(shape, dtype=torch.float64), norm
+
+
+def norm_step(x, weight, norm, part=slice(None)):
+    """Two forward and backward passes of a part of x: what can be compared, the output in evaluation mode, and the state."""
+    if dist.is_initialized():
+        norm = synchronise(torch.nn.Sequential(norm))[0]
     x = x[part].requires_grad_()
     for _ in range(2):  # statistics move twice
         x.grad = norm.weight.grad = norm.bias.grad = None
         y = norm(x)
         (y * weight[part]).sum().backward()
-    for p in norm.parameters():
-        dist.all_reduce(p.grad)
+    if dist.is_initialized():
+        for p in norm.parameters():
+            dist.all_reduce(p.grad)
     found = [y.detach(), x.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var, norm.num_batches_tracked]
-    torch.save((found, norm.eval()(x).detach(), norm.state_dict()), f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return found, norm.eval()(x).detach(), norm.state_dict()
 
 
-@pytest.mark.parametrize("shape", [(BATCH, 5, 3, 3), (BATCH, 5)], ids=["maps", "vectors"])
-def test_batchnorm_of_three_processes_is_that_of_one(tmp_path, shape):
-    """Means far from 0 and different on each process; outputs, all gradients and running statistics to 1e-10."""
-    x = torch.randn(shape, dtype=torch.float64) * 3 + torch.arange(BATCH).view(-1, *[1] * (len(shape) - 1)) + 50
-    weight, norm = torch.randn(shape, dtype=torch.float64), (torch.nn.BatchNorm2d if len(shape) > 2 else torch.nn.BatchNorm1d)(5).double()
-    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
-    torch.save((x, weight, norm), tmp_path / "case.pt")
-    mp.spawn(norm_worker, (3, str(tmp_path)), nprocs=3)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
-    x.requires_grad_()
-    for _ in range(2):
-        x.grad = norm.weight.grad = norm.bias.grad = None
-        y = norm(x)
-        (y * weight).sum().backward()
+@pytest.mark.parametrize("name", SHAPES)
+def test_batchnorm_of_many_processes_is_that_of_one(many, name):
+    """Outputs, all gradients and running statistics to 1e-10."""
+    world, folder = many
+    ranks = [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(world)]
+    found, evaluated, state = norm_step(*norm_case(name))
     joined = [torch.cat([r[0][i] for r in ranks]) for i in (0, 1)]
-    assert relative(joined[0], y) < 1e-10 and relative(joined[1], x.grad) < 1e-10
-    for found, evaluated, state in ranks:
-        expected = [norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var, norm.num_batches_tracked]
-        assert all(relative(a.double(), b.double()) < 1e-10 for a, b in zip(found[2:], expected, strict=True))
-        assert list(state) == list(norm.state_dict())
-    assert relative(torch.cat([r[1] for r in ranks]), norm.eval()(x)) < 1e-10
+    assert relative(joined[0], found[0]) < 1e-10 and relative(joined[1], found[1]) < 1e-10
+    for theirs, _, their_state in ranks:
+        assert all(relative(a.double(), b.double()) < 1e-10 for a, b in zip(theirs[2:], found[2:], strict=True))
+        assert list(their_state) == list(state)
+    assert relative(torch.cat([r[1] for r in ranks]), evaluated) < 1e-10

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
@@ -91,33 +90,22 @@ def test_notebook_is_small_and_has_its_outputs(path):
     assert longest <= 20, "no code cell over 20 lines"
 
 
-RUN = """import nbclient, nbformat, os, sys
-notebook, folder = nbformat.read(sys.argv[1], as_version=4), os.path.dirname(sys.argv[1])
-nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()"""
-
-
-@pytest.fixture(scope="module")
-def notebooks():
-    """All notebooks, from start to end in fresh kernels, two at a time with one thread each: {path: what went wrong}."""
-    run = lambda path: subprocess.run([sys.executable, "-c", RUN, path], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(NOTEBOOKS, (done.stderr if done.returncode else "" for done in pool.map(run, NOTEBOOKS))))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=os.path.basename)
-def test_notebook_runs(notebooks, path):
-    """Every claim in it is an assert."""
-    assert notebooks[path] == "", notebooks[path]
+def test_notebook_runs(request, path):
+    """From start to end, in the background, see conftest.py.  Every claim in it is an assert."""
+    done = request.config.notebooks[path].result()
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(glob.glob(os.path.join(ROOT, "notebooks", "weights", "*.pt"))), ids=os.path.basename)
-def test_the_weights_give_the_numbers_beside_them(path):
-    """Within one standard error of 1,000 digits: half precision differs a little from machine to machine."""
+def test_the_weights_give_the_numbers_beside_them(path, monkeypatch):
+    """Without the linear layers, which take long.  Within one standard error of 1,000 digits: half precision differs a little from machine to machine."""
     images, stated = data.load("mnist5k"), json.load(open(path + ".json"))
     f, _, classifier, draws = probe.network(stated, images)
     f.load_state_dict(torch.load(path, weights_only=True))
+    monkeypatch.setattr(probe, "linear_accuracy", lambda *args, **more: 0.0)
     found = probe.evaluate(f, classifier, draws, images, torch.device("cpu"))
-    assert all(abs(found[name] - stated[name]) <= (stated[name] * (100 - stated[name]) / 1000) ** 0.5 for name in ("linear", "knn", "fiber"))
+    assert all(abs(found[name] - stated[name]) <= (stated[name] * (100 - stated[name]) / 1000) ** 0.5 for name in ("knn", "fiber", "moved"))
     assert torch.allclose(torch.tensor(found["invariance"]), torch.tensor(stated["invariance"]), atol=1e-3)

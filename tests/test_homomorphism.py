@@ -14,9 +14,9 @@ from torch import nn
 import data
 import losses
 import probe
-from backbones import CNN, MNISTNet
+from backbones import CNN, SCALES, MNISTNet
 from checkpoint import UsageError
-from groups import Rotation
+from groups import Rotation, Scale
 from homomorphism import Gamma, cycle, equation1, four_fibers, learn, main, measure, start, views
 
 pytestmark = pytest.mark.slow
@@ -56,6 +56,40 @@ def test_gradients_of_A_through_its_powers(double):
 def test_the_sixteen_fibers_of_the_mlp_become_four_blocks():
     z = torch.arange(16.0).view(1, 1, 16, 1, 1)  # (1, 1, 16, 1, 1)
     assert four_fibers(z).tolist() == [[[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]]
+
+
+# ---------------------------------------------------------------- scale, which is no group
+def test_the_shift_is_what_shrinking_does_to_the_fibers_of_a_structured_network(double):
+    v, g = torch.randn(6, 6, 3), torch.arange(6)  # (6, 6, 3), (6,)
+    group = Scale()
+    expected = torch.stack([torch.cat([v[b, b:], torch.zeros(b, 3)]) for b in range(6)])  # (6, 6, 3): (Γ_g v)(i) = v(i + g)
+    assert torch.equal(Gamma(cycle(group).double(), v, g), expected)
+    assert torch.equal(group.shift_base(g, torch.arange(6)) >= 0, expected.any(2))
+
+
+def test_scale_given_the_shift_the_views_are_those_of_h_ssl(double):
+    f, h, x, group = MNISTNet(scales=SCALES, width=0.125).eval(), nn.Linear(16, 5), blobs(6, 29), Scale()
+    g0, g1, g2 = torch.zeros(6, 1, dtype=torch.long), torch.randint(6, (6,)), torch.randint(6, (6,))
+    ours, theirs = views(four_fibers(f(x), order=6), h, cycle(group).double(), g0, g1, g2), losses.h_ssl(f, h, x, group, g0, g1, g2)
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(ours, theirs)) and (ours[0] - ours[1]).abs().max() > 1e-3
+
+
+def test_eq1_for_scale_reads_only_the_fibers_that_exist(double):
+    group, v, g = Scale(), torch.randn(5, 6, 3), torch.tensor([1, 2, 3, 4, 5])  # (5, 6, 3), (5,)
+    A = cycle(group).double()
+    past = (group.shift_base(g, torch.arange(6)) < 0)[..., None]  # (5, 6, 1)
+    moved = Gamma(A, v, g) + past * torch.randn(5, 6, 3)  # anything at i + g >= 6
+    assert equation1(moved, v, A, g, group=group) < 1e-24 and equation1(moved, v, torch.eye(6), g, group=group) == 1
+
+    class Known(nn.Module):  # images are v itself, T_g is the shift with rubbish past the end
+        pool = "mean"
+
+        def forward(self, x):
+            return x.transpose(1, 2)[..., None, None]  # (B, 3, 6, 1, 1)
+    group.T = lambda x, g: Gamma(A, x, g) + (group.shift_base(g, torch.arange(6)) < 0)[..., None]
+    found = measure(Known(), A, v, group)
+    assert max(found["over_null"] + found["best"]) < 1e-7 and found["orbit"] == found["over_null"] and min(found["invariance"]) > 0.1
+    assert found["axis"] == pytest.approx(found["invariance"])
 
 
 # ---------------------------------------------------------------- the first term
@@ -198,7 +232,7 @@ def test_the_starts():
 
 @pytest.mark.parametrize("flags, told", [
     ("--share 2", "--share"), ("--lam -1", "--lam"), ("--seed x", "--seed"), ("--nothing", "--nothing"), ("--given --start identity", "--given"),
-    ("--share 0.001", "no image"), ("--share 0 --one-way", "--one-way"), ("--batch-size 5000", "4000")])
+    ("--share 0.001", "no image"), ("--share 0 --one-way", "--one-way"), ("--batch-size 5000", "4000"), ("--group scale", "--backbone cnn"), ("--group scale --backbone cnn --one-way", "one way")])
 def test_bad_flags_are_usage_errors(flags, told):
     with pytest.raises(UsageError, match=told):
         main(flags.split())

@@ -17,10 +17,16 @@ import train
 SMALL = ["--group", "trans", "--width", "0.125", "--train-size", "512", "--batch-size", "128", "--warmup-epochs", "0.5"]  # four steps an epoch
 
 
-def run(*flags, cwd, env=None):
-    """The real command, alone in a folder: → CompletedProcess with text."""
-    return subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *map(str, flags)], cwd=cwd, text=True,
-                          capture_output=True, timeout=300, env=dict(os.environ, OMP_NUM_THREADS="1", **(env or {})))
+REAL = [sys.executable, os.path.join(ROOT, "train.py")]
+QUICK = [sys.executable, "-c", f"""import functools, sys; sys.path.insert(0, {ROOT!r}); import launch, probe, train
+probe.linear_accuracy = functools.partial(probe.linear_accuracy, steps=20, epochs=1)  # instead of 3,000 steps
+sys.exit(launch.command(train.main, "train.py"))"""]
+
+
+def run(*flags, cwd, command=REAL):
+    """The command, alone in a folder: → CompletedProcess with text."""
+    return subprocess.run([*command, *map(str, flags)], cwd=cwd, text=True, capture_output=True, timeout=300,
+                          env=dict(os.environ, OMP_NUM_THREADS="1"))
 
 
 def weights(folder):
@@ -80,7 +86,7 @@ def test_draws_depend_on_seed_and_step_alone():
 # ---------------------------------------------------------------- the command
 @pytest.mark.parametrize("loss", ["hssl", *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("assl", "supervised", "frozen"))])
 def test_a_run_writes_what_it_promises(tmp_path, loss):
-    done = run(*SMALL, "--loss", loss, "--epochs", 1, "--out", "r", cwd=tmp_path)
+    done = run(*SMALL, "--loss", loss, "--epochs", 1, "--out", "r", cwd=tmp_path, command=REAL if loss == "hssl" else QUICK)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # no progress bar and no warning, as stderr is not a terminal
     folder = tmp_path / "r"
@@ -97,8 +103,9 @@ def test_a_run_writes_what_it_promises(tmp_path, loss):
         assert abs(lines[-1]["chance"] - 6.2305) < 1e-3  # log 4·127
         assert {"spread", "positive_similarity", "negative_similarity", "positive_rank", "invariance", "equation1", "axis"} <= lines[-1].keys()
     assert f"{result['top1']:.2f}" in done.stdout and len(result["invariance"]) == 4  # shifts by 1 … 4 positions
-    probed = subprocess.run([sys.executable, os.path.join(ROOT, "probe.py"), "r"], cwd=tmp_path, text=True, capture_output=True,
-                            env=dict(os.environ, OMP_NUM_THREADS="1"))
+    if loss != "hssl":
+        return
+    probed = run("r", cwd=tmp_path, command=[sys.executable, os.path.join(ROOT, "probe.py")])
     assert probed.returncode == 0, probed.stderr
     probed = json.load(open(folder / "probe.json"))
     assert probed["top1"] == result["top1"] and {k: result[k] for k in probed} == probed  # the same precision, the same numbers
@@ -115,10 +122,10 @@ def test_torchrun_two_processes(tmp_path):
 @pytest.mark.slow
 def test_resumed_and_killed_runs_end_bit_for_bit_like_unbroken_ones(tmp_path):
     flags = [*SMALL, "--epochs", 4, "--checkpoint-minutes", 0]
-    assert run(*flags, "--out", "whole", cwd=tmp_path).returncode == 0
+    assert run(*flags, "--out", "whole", cwd=tmp_path, command=QUICK).returncode == 0
     step, expected = weights(tmp_path / "whole")
     assert step == 16
-    command = [sys.executable, os.path.join(ROOT, "train.py"), *map(str, flags), "--out", "broken"]
+    command = [*QUICK, *map(str, flags), "--out", "broken"]
     for attempt, how in enumerate((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)):
         process = subprocess.Popen(command + ["--resume"] * (attempt > 0), cwd=tmp_path, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
@@ -129,7 +136,7 @@ def test_resumed_and_killed_runs_end_bit_for_bit_like_unbroken_ones(tmp_path):
         stderr = process.communicate(timeout=60)[1]
         if process.returncode and how != signal.SIGKILL:
             assert process.returncode == 128 + how and "--resume" in stderr and "Traceback" not in stderr
-    done = run(*flags, "--out", "broken", "--resume", cwd=tmp_path)
+    done = run(*flags, "--out", "broken", "--resume", cwd=tmp_path, command=QUICK)
     assert done.returncode == 0, done.stderr
     step, got = weights(tmp_path / "broken")
     assert step == 16 and same(got, expected)
@@ -184,7 +191,7 @@ def test_the_command_says_it_in_one_line_with_status_2(tmp_path, flags):
 @pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
     flags = [*SMALL, "--out", "r", "--epochs", 1]
-    assert run(*flags, cwd=tmp_path).returncode == 0
+    assert run(*flags, cwd=tmp_path, command=QUICK).returncode == 0
     before = {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
     for extra, message in (([], "already holds a run"), (["--resume", "--tau", "0.2"], "--tau was 0.1, is 0.2")):
         done = run(*flags, *extra, cwd=tmp_path)
@@ -195,8 +202,9 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    """Whichever is seen first: the loss, or a weight when it is to be saved."""
     done = run(*SMALL, "--epochs", 8, "--lr", "1e6", "--warmup-epochs", 0, "--out", "r", cwd=tmp_path)
-    assert done.returncode == 2 and "not finite at step" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "not finite" in done.stderr and "the last checkpoint is kept" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_help_teaches(capsys):
