@@ -21,9 +21,8 @@ SHARES = (0.1, 0.004, 0.01, 0.03, 0.3, 1)  # of 256 images: 26, 1, 3, 8, 77, 256
 COMMANDS = [f"--share {share} {gamma} --seed {seed}" for share in (*SHARES, 0) for gamma in ("--given", "")[:2 if share else 1] for seed in range(3)]
 COMMANDS += [f"--share 0.1 --seed {seed}" for seed in range(3, 10)]  # how often is a cycle found?
 COMMANDS += [f"--share 0.1 {what} --seed {seed}" for what in ("--lam 1", "--lam 100", "--start identity", "--one-way") for seed in range(3)]
-for group, gammas in (("rot", ("--share 0 --given", "--share 0.1 --given", "--share 0.1")), ("scale", ("--share 0 --given", "--share 0.03 --given", "--share 0.1 --given",
-                                                                                                  "--share 1 --given", "--share 0.1"))):
-    COMMANDS += [f"--group {group} --backbone cnn --width 0.25 {gamma} --seed {seed}" for gamma in gammas for seed in range(3)]
+COMMANDS += [f"--group {group} --backbone cnn --width 0.25 {gamma} --seed {seed}" for seed in range(3) for group in ("scale", "rot")
+             for gamma in ("--share 0.1 --given", "--share 0.1", "--share 0 --given")]
 
 
 def left():
