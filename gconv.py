@@ -46,11 +46,11 @@ def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
     scale.  The other scales use the same factor, so that a larger filter gives a larger object a similar response.
 
     kernel_size: odd, the support at the largest scale; effective_size: the number of functions, 1 … kernel_size.
-    Returns a tuple with one (e, k_s) float64 tensor for each scale, k_s = `support`.  ValueError for other sizes or scales <= 0."""
+    Returns a tuple with one (e, k_s) float64 tensor for each scale, k_s = `support`.  ValueError for other sizes or scales."""
     if kernel_size % 2 == 0 or not 1 <= effective_size <= kernel_size:
         raise ValueError(f"kernel_size must be odd and effective_size 1 … kernel_size, not {kernel_size}, {effective_size}")
-    if min(scales) <= 0:
-        raise ValueError(f"scales must be positive, not {scales}")
+    if min(scales) <= 0 or sorted(scales) != list(scales):
+        raise ValueError(f"scales must be positive and must not decrease, not {scales}")
     basis = []
     for s in scales:
         half = support(kernel_size, s, max(scales)) // 2

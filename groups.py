@@ -89,7 +89,7 @@ class Translation:
             sizes = sorted({h * w for h in range(1, self.height + 1) for w in range(1, self.width + 1)} - {self.order})
             near = sorted(sizes, key=lambda s: (abs(s - size), s))[:3]
             raise ValueError(f"no rectangle of {size} positions fits into {self.height} × {self.width}: take a base space of "
-                             f"1 … {self.order - 1} positions that does, for example {', '.join(map(str, sorted(near)))}")
+                             f"1 … {max(1, self.order - 1)} positions that does, for example {', '.join(map(str, sorted(near)))}")
         h = min(fits)[1]
         y, x = torch.arange(h), torch.arange(size // h)
         return (y[:, None] * self.width + x).flatten()  # (|g0|,)
@@ -344,7 +344,7 @@ def _take(z, index):
 
 def first_elements(size, order):
     if not 1 <= size < max(order, 2):
-        raise ValueError(f"a base space of this group has 1 … {order - 1} elements, not {size}")
+        raise ValueError(f"a base space of this group has 1 … {max(1, order - 1)} elements, not {size}")
     return torch.arange(size)  # (|g0|,)
 
 

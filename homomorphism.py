@@ -3,7 +3,7 @@
     python homomorphism.py --share 0.1 --lam 10 --seed 0         # an MLP on 4,000 digits, one JSON row, one or two minutes
     python homomorphism.py --given --share 0.03 --out rows.jsonl # Γ is the cyclic permutation, only f learns
     python homomorphism.py --one-way --start identity            # without the inverse direction, see `equation1`
-    python homomorphism.py --group scale --backbone cnn --width 0.25 --given     # six fibers, Γ is the shift by g
+    python homomorphism.py --group scale --backbone cnn --width 0.125 --given    # six fibers, Γ is the shift by g
 
 Keller, Suau & Zappella (2022), Section 6: "one field of research which appears particularly promising for future work is the
 integration of learned homomorphisms with H-SSL. In the H-SSL framework, a learned homomorphism can be seen as equivalent to
