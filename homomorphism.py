@@ -96,7 +96,7 @@ def views(v, h, A, g0, g1, g2):
     return h(y).chunk(2)  # (B, D) twice
 
 
-def equation1(moved, v, A, g, one_way=False, group=C4):
+def equation1(moved, v, A, g, one_way=False, group=C4, over="null"):
     """The error of Eq. 1 over its null, in both directions if g has an inverse: the mean, over the g that occur, of
 
         ½ Σ ( ‖f(T_g x) - Γ_g f(x)‖² + ‖f(x) - Γ_g⁻¹ f(T_g x)‖² )  /  Σ ‖f(T_g x) - f(x)‖²,    0 exact, 1 for Γ_g = 1
@@ -109,6 +109,8 @@ def equation1(moved, v, A, g, one_way=False, group=C4):
     (one_way) Γ need not be a group action: x is upright, so A = 0 with f(T_g x) = 0, or a projection, is also a solution.
     The null carries gradient, so the ratio rewards neither f → c·f nor f(T_g x) = f(x).  With a detached null, a smaller f or
     an invariant f would lower the loss.
+    over="images" divides by the distance between two images instead, √ 2·variance of f(x) and f(T_g x).  Then an invariant f is a solution
+    too, with any Γ for which Γ_g f = f; Γ = 1 is the null to compare with.
     Raises ValueError for 0/0, if the null is only rounding error: f is constant or invariant."""
     exists = (group.shift_base(g, torch.arange(group.order)) >= 0)[..., None]  # (k, G, 1)
     square = lambda a: a.new_zeros(group.order).index_add(0, g, (a * exists).pow(2).sum((1, 2)))  # (G,): a sum for each g
@@ -117,6 +119,8 @@ def equation1(moved, v, A, g, one_way=False, group=C4):
     if not one_way and (back >= 0).all():
         error = (error + square(v - Gamma(A, moved, back))) / 2  # (G,)
     drawn = torch.bincount(g, minlength=group.order) > 0  # (G,)
+    if over == "images":
+        return error.sum() / (len(v) * 2 * torch.cat([v, moved]).var(0).sum())  # ()
     if (null <= (10 * torch.finfo(v.dtype).eps) ** 2 * square(v))[drawn].any():
         raise ValueError("f gives x and T_g x the same features, so Eq. 1's error over its null is 0/0: f is constant or invariant")
     return (error[drawn] / null[drawn]).mean()
@@ -132,6 +136,7 @@ def measure(f, A, x, group=C4):
         over_null    equation1 / invariance: 0 exact, 1 if Γ_g does nothing.  A = 0 can also give less than 1: 1/√2 = 0.71 if f(x)
                      and f(T_g x) are orthogonal and equally long.  So read it together with `cyclic`
         orbit        the same ratio over all four turns of each x, since Eq. 1 must also hold for turned images
+        kept         how far apart f puts T_g x of two images, over that for x: 0 if f(T_g x) is the same for all images, as with A = 0
         best         orbit for the best matrix M_g (4, 4) of each g (least squares, no group law)
         cyclic       ‖A⁴ - 1‖ (Frobenius); eigenvalues: of A, [real, imaginary] each (a 4-cycle: 1, i, -1, -i)
 
@@ -142,7 +147,7 @@ def measure(f, A, x, group=C4):
     A = A.detach().double()  # (G, G)
     rms = lambda a: a.pow(2).sum((-1, -2)).mean().sqrt()
     over = lambda a, b: float(a / b) if b > 1e-6 * rms(v) else None  # f computes in float32
-    found = {name: [] for name in ("invariance", "equation1", "axis", "over_null", "orbit", "best")}
+    found = {name: [] for name in ("invariance", "equation1", "axis", "over_null", "orbit", "best", "kept")}
     for k in range(1, n):
         exists = group.shift_base(torch.tensor([k]), torch.arange(n))[0] >= 0  # (G,): where g⁻¹·i exists
         a, b = (v, v.roll(-k, 0)) if closed else (v[:1], v[k:k + 1])  # (4 or 1, B, G, C) twice: f(T_a x), f(T_k T_a x)
@@ -150,10 +155,11 @@ def measure(f, A, x, group=C4):
         M = (torch.linalg.pinv(rows.T @ rows) @ (rows.T @ target)).T  # (G, G)
         power = torch.linalg.matrix_power(A, k)  # (G, G)
         far = lambda p, q: rms((p - q)[..., exists, :])
-        two_images = (2 * v[0][:, exists].flatten(1).var(0).sum()).sqrt()  # ()
+        apart = lambda p: (2 * p[:, exists].flatten(1).var(0).sum()).sqrt()  # (): two images
+        two_images = apart(v[0])  # ()
         null, error = far(b[0], a[0]), far(b[0], power @ a[0])  # () twice
         values = (over(null, two_images), over(error, two_images), over(far(power @ a[0], a[0]), two_images), over(error, null),
-                  over(far(b, power @ a), far(b, a)), over(far(b, M @ a), far(b, a)))
+                  over(far(b, power @ a), far(b, a)), over(far(b, M @ a), far(b, a)), over(apart(v[k]), two_images))
         for name, value in zip(found, values):
             found[name].append(value)
     cyclic = (torch.linalg.matrix_power(A, n) - torch.eye(n).to(A)).norm()  # ()
@@ -174,7 +180,7 @@ def networks(backbone, width, images, group="rot"):
 
 
 # ---------------------------------------------------------------- training, and the command
-def learn(f, h, A, x, share=0.1, lam=10.0, one_way=False, epochs=20, batch_size=256, lr=2.0, warmup_epochs=1, seed=0, group=C4):
+def learn(f, h, A, x, share=0.1, lam=10.0, one_way=False, epochs=20, batch_size=256, lr=2.0, warmup_epochs=1, seed=0, group=C4, over="null"):
     """Train f, h and A (if it requires a gradient) in place with L on images x (N, C_in, H, H) uint8 → the last loss.
 
     LARS and its schedule are as in train.py.  T_g changes copies of the first round(share·batch_size) images of each batch, and they pass
@@ -191,7 +197,7 @@ def learn(f, h, A, x, share=0.1, lam=10.0, one_way=False, epochs=20, batch_size=
         v = four_fibers(f(torch.cat([batch, group.T(batch[:k], g)])), f.pool, group.order)  # (B + k, G, C)
         loss = losses.info_nce(*views(v[:batch_size], h, A.detach(), torch.zeros_like(g1)[:, None], g1, g2))  # ()
         if k and lam:
-            loss = loss + lam * equation1(v[batch_size:], v[:k], A, g, one_way, group)  # ()
+            loss = loss + lam * equation1(v[batch_size:], v[:k], A, g, one_way, group, over)  # ()
         if not loss.isfinite():
             raise ValueError(f"the loss is not finite at step {step}: take a smaller --lr or --lam")
         for part in optimizer.param_groups:
@@ -214,8 +220,9 @@ def parse(argv=None):
     add("--share", type=launch.number(float, 0, 1), default=0.1, help="share of each batch that T_g changes (default 0.1)")
     add("--lam", type=launch.number(float, 0, 1e6), default=10.0, help="λ, the weight of the second term (default 10)")
     add("--one-way", action="store_true", help="use only f(T_g x) = Γ_g f(x), without the inverse direction")
+    choice("--over", ("null", "images"), "what the error of Eq. 1 is divided by in the loss: its null, or the distance between two images")
     choice("--start", ("random", "identity", "cycle"), "the initial A")
-    add("--given", action="store_true", help="A is the cyclic permutation, or the shift for scale; only f learns")
+    add("--given", action="store_true", help="A is the cyclic permutation, or the shift for scale, or 1 with --start identity; only f learns")
     add("--epochs", type=launch.number(int, 1, 1e6), default=20, help="passes over the training images (default 20)")
     add("--batch-size", type=launch.number(int, 2, 1e6), default=256, help="images in each step (default 256)")
     add("--lr", type=launch.number(float, 0, 1e6), default=2.0, help="base learning rate; the peak rate is lr * batch size / 256 (default 2)")
@@ -223,15 +230,17 @@ def parse(argv=None):
     add("--seed", type=launch.number(int, 0, 2 ** 31 - 1), default=0, help="seed of the weights, A, the batches and the group elements (default 0)")
     add("--out", metavar="FILE", help="also append the row to this file")
     args = p.parse_args(argv)
-    if args.given and args.start != "random":
-        raise UsageError("--start has no meaning with --given, which fixes A: leave one of them out")
+    if args.given and args.start == "cycle":
+        raise UsageError("--start cycle is what --given takes: leave it out")
+    if args.over == "images" and (args.group == "scale" or not args.share * args.lam):
+        raise UsageError("--over images needs --group rot, and --share and --lam above 0")
     if args.group == "scale" and (args.backbone == "mlp" or args.one_way):
         raise UsageError("--group scale needs --backbone cnn, as the MLP's 16 fibers are not a multiple of 6, and no --one-way, as scale has only one way")
     if args.one_way and not args.share * args.lam:
         raise UsageError("--one-way has no meaning where --share or --lam is 0: leave it out")
     if args.share and not round(args.share * args.batch_size):
         raise UsageError(f"--share {args.share:g} of --batch-size {args.batch_size} is no image: take --share 0, or at least {1 / args.batch_size:g}")
-    args.start = "cycle" if args.given else args.start
+    args.start = "cycle" if args.given and args.start == "random" else args.start
     return args
 
 
@@ -252,10 +261,10 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     f, h, classifier, draws = networks(args.backbone, args.width, images, args.group)
     group = GROUPS[args.group]
-    A = nn.Parameter(start(args.start, group=group), requires_grad=not args.given)  # (G, G)
+    A = nn.Parameter(start(args.start, 0.0 if args.given else 0.01, group), requires_grad=not args.given)  # (G, G)
     untrained = look(f, classifier, draws, A, images, args.seed, group)
     try:
-        loss = learn(f, h, A, images.train_x, args.share, args.lam, args.one_way, args.epochs, args.batch_size, args.lr, args.warmup_epochs, args.seed, group)
+        loss = learn(f, h, A, images.train_x, args.share, args.lam, args.one_way, args.epochs, args.batch_size, args.lr, args.warmup_epochs, args.seed, group, args.over)
     except ValueError as error:
         raise UsageError(str(error)) from None
     row = {name: value for name, value in vars(args).items() if name not in ("data_dir", "out")}

@@ -23,11 +23,12 @@ COMMANDS += [f"--share 0.1 --seed {seed}" for seed in range(3, 10)]  # how often
 COMMANDS += [f"--share 0.1 {what} --seed {seed}" for what in ("--lam 1", "--lam 100", "--start identity", "--one-way") for seed in range(3)]
 COMMANDS += [f"--group {group} --backbone cnn --width 0.125 --epochs 10 {gamma} --seed {seed}" for seed in range(3) for group in ("scale", "rot")
              for gamma in ("--share 0.1 --given", "--share 0.1", "--share 0 --given")]
+COMMANDS += [f"--share 0.1 --over images --given {start} --seed {seed}" for seed in range(3) for start in ("", "--start identity")]
 
 
 def left():
     """The commands that have no row yet."""
-    rows = [dict(group="rot") | row for row in checkpoint.read_lines(ROWS)]  # the first rows are older than scale
+    rows = [dict(group="rot", over="null") | row for row in checkpoint.read_lines(ROWS)]  # the first rows are older than these flags
     config = lambda flags: {k: v for k, v in vars(homomorphism.parse(shlex.split(flags))).items() if k not in ("data_dir", "out")}
     return [flags for flags in COMMANDS if not any(config(flags).items() <= row.items() for row in rows)]
 

@@ -142,7 +142,7 @@ def scale_repaired():
 
 def learned_group():
     """Eq. 1's error and H-SSL's invariance against the share of turned images, and where the learned A ended."""
-    rows = [r for r in rows_of("learned_group") if r["backbone"] == "mlp" and r["lam"] == 10 and r["start"] != "identity" and not r["one_way"]]
+    rows = [r for r in rows_of("learned_group") if r.get("over") != "images" and r["backbone"] == "mlp" and r["lam"] == 10 and r["start"] != "identity" and not r["one_way"]]
     if not rows:
         return None
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained", width_ratios=(1, 1, 0.8))

@@ -171,45 +171,61 @@ def strength():
     return text + "\n\n" + table(more, kinds, READ + FAR[:1])
 
 
-def table1():
-    """Table 1: top-1, with the paper's numbers below."""
-    rows, paper = rows_of("table1"), {tuple(p[:3]): p[3:] for p in json.load(open(os.path.join(FOLDER, "paper.json")))["table1"]}
+def published(number, kinds):
+    """Top-1 of results/table{number}.jsonl with the paper's numbers below.  kinds: (label, flags of the rows, data set and group in paper.json)."""
+    rows, paper = rows_of(f"table{number}"), {tuple(p[:3]): p[3:] for p in json.load(open(os.path.join(FOLDER, "paper.json")))[f"table{number}"]}
     lines = ["| top-1, % | " + " | ".join(LOSSES.values()) + " |", "|---" * (1 + len(LOSSES)) + "|"]
-    for data_set in ("mnist", "cifar10", "tiny-imagenet"):
-        for group in GROUPS:
-            cells = [spread([r["top1"] for r in pick(rows, dataset=data_set, group=group, loss=loss).values()], 2) for loss in LOSSES]
-            if any(cells):
-                published = [paper.get((data_set, group, loss)) for loss in LOSSES]
-                lines += [f"| {DATA[data_set]}, {GROUPS[group]} | " + " | ".join(cells) + " |",
-                          "| *the paper* | " + " | ".join(f"*{p[0]} ± {p[1]}*" if p else "" for p in published) + " |"]
+    for label, flags, key in kinds:
+        cells = [spread([r["top1"] for r in pick(rows, loss=loss, **flags).values()], 2) for loss in LOSSES]
+        if any(cells):
+            theirs = [paper.get((*key, loss)) for loss in LOSSES]
+            lines += [f"| {label} | " + " | ".join(cells) + " |", "| *the paper* | " + " | ".join(f"*{p[0]} ± {p[1]}*" if p else "" for p in theirs) + " |"]
     return "\n".join([*lines, "", cost(rows)])
+
+
+def table1():
+    return published(1, [(f"{DATA[d]}, {GROUPS[g]}", dict(dataset=d, group=g), (d, g)) for d in ("mnist", "cifar10", "tiny-imagenet") for g in GROUPS])
+
+
+def table2():
+    return published(2, [("MNIST, MLP (translation)", dict(dataset="mnist", backbone="mlp"), ("mnist", "trans")),
+                         *((f"{DATA[d]}, CNN 6 × CHW (scale)", dict(dataset=d, backbone="cnn"), (d, "scale")) for d in ("mnist", "cifar10"))])
+
+
+def figure2_left():
+    kinds = [(f"{GROUPS[g]}, |g0| = {n}".replace("|", "\\|"), dict(group=g, base_size=n)) for g, sizes in (("rot", (1, 2, 3)), ("scale", (1, 3, 5)), ("trans", (1, 4, 16, 36))) for n in sizes]
+    return table(rows_of("figure2_left"), kinds, READ)
+
+
+def figure2_right():
+    kinds = [(f"{metric} distance at most {d}", dict(distance=metric, max_distance=d)) for metric in ("euclidean", "topological") for d in (1, 2, 4, 8, 18, 32, 98)]
+    return table(rows_of("figure2_right"), kinds, READ + FAR[:1])
 
 
 def learned_group():
     """Tables of the rows of homomorphism.py: the MLP, and the CNN with turns and with scales.  Then one of train.py for comparison."""
-    rows = [r for r in rows_of("learned_group") if r["backbone"] == "mlp"]
-    kinds = {(not r["given"], r["start"], r["one_way"], r["lam"], r["share"]) for r in rows}
-    name = lambda learned, start, one_way, lam, share: (
-        ("no turned image" if not share else f"Γ {'learned' if learned else 'given'}, {100 * share:g} % turned") + f", λ = {lam:g}" * (lam != 10)
-        + f", from {start}" * (start == "identity") + ", one direction" * one_way)
+    every = [dict(group="rot", over="null") | r for r in rows_of("learned_group")]  # the first rows are older than these flags
+    every.sort(key=lambda r: (r["one_way"], r["over"], r["start"] == "identity", r["lam"] != 10, not r["given"], r["lam"], r["share"]))
+
+    def label(r):
+        gamma = "Γ learned" if not r["given"] else "Γ = 1" if r["start"] == "identity" else "Γ given"
+        share = f"{gamma}, {100 * r['share']:g} % {'turned' if r['group'] == 'rot' else 'shrunk'}" if r["share"] else "no changed image"
+        more = f", λ = {r['lam']:g}" * (r["lam"] != 10) + ", from identity" * (r["start"] == "identity" and not r["given"])
+        return share + more + ", one direction" * r["one_way"] + ", error over that of two images" * (r["over"] == "images")
+
     mean = lambda what: lambda runs: spread([mean_over_g(r, what) for r in runs], 2)
-    columns = [("Eq. 1's error over its null", mean("over_null")), ("of all turns", mean("orbit")), ("with the best matrix", mean("best")),
-               ("‖A⁴ - 1‖", lambda runs: spread([r["cyclic"] for r in runs], 2)), ("invariance", mean("invariance"))] + READ
-    order = sorted(kinds, key=lambda k: (k[2], k[1] == "identity", k[3] != 10, k[0], k[3], k[4]))
-    untrained = [r["untrained"] for r in pick(rows, given=False, share=0.1, lam=10, start="random", one_way=False).values()]
-    text = table(rows, [("the MLP, untrained", untrained),
-                        *((name(*k), dict(zip(("given", "start", "one_way", "lam", "share"), (not k[0], *k[1:])))) for k in order)], columns)
-    rows = [dict(group="rot") | r for r in rows_of("learned_group") if r["backbone"] == "cnn"]
-    kinds = []
-    for group in ("rot", "scale"):
-        arms = [(given, share, list(pick(rows, group=group, given=given, share=share).values())) for share in (0, 0.03, 0.1, 1) for given in (True, False)]
-        kinds.append((f"the CNN, {GROUPS[group]}, untrained", [r["untrained"] for given, share, runs in arms if given and share == 0.1 for r in runs]))
-        kinds += [(f"the CNN, {GROUPS[group]}, " + (f"Γ {'given' if given else 'learned'}, {100 * share:g} % changed" if share else "no changed image"), runs)
-                  for given, share, runs in arms]
-    text += "\n\n" + table(rows, kinds, columns[:1] + columns[4:]) if rows else ""
+    error, structure = ("Eq. 1's error over its null", mean("over_null")), ("invariance", mean("invariance"))
+    more = [("of all turns", mean("orbit")), ("with the best matrix", mean("best")), ("‖A⁴ - 1‖", lambda runs: spread([r["cyclic"] for r in runs], 2))]
+    kept = [("kept", mean("kept"))]
+    parts = []
+    for network, group, columns in (("mlp", "rot", [error, *more, structure]), ("cnn", "rot", [error, structure, *kept]), ("cnn", "scale", [error, structure, *kept])):
+        rows = [r for r in every if r["backbone"] == network and r["group"] == group]
+        start = [r["untrained"] for r in rows if r["share"] == 0.1 and r["lam"] == 10 and not r["given"] and r["start"] == "random" and not r["one_way"]]
+        kinds = [(name, [r for r in rows if label(r) == name]) for name in dict.fromkeys(map(label, rows))]
+        if rows:
+            parts.append(table(rows, [(f"the {network.upper()}, {GROUPS[group]}, untrained", start), *kinds], columns + READ))
     kinds = [(f"{LOSSES[l]}, {'MLP' if b == 'mlp' else 'structure built in'}", dict(loss=l, backbone=b)) for b in ("mlp", "equivariant") for l in ("frozen", "assl", "hssl")]
-    beside = rows_of("structure")
-    return text + ("\n\n" + table(beside, kinds, READ + MEANS[:1]) if beside else "")
+    return "\n\n".join(parts + [table(rows_of("structure"), kinds, READ + MEANS[:1])] * bool(rows_of("structure")))
 
 
 # ---------------------------------------------------------------- claims
@@ -298,6 +314,9 @@ TABLES = {  # name → function, heading, what it shows
     "strength": (strength, "Augmentation strength and bundle distance", "Both losses against the largest displacement between two views; MNIST, translation."),
     "learned_group": (learned_group, "The homomorphism, learned", "homomorphism.py: an MLP, 4,000 digits, 20 epochs; Γ_g = A^g for quarter turns. Below, the same digits and epochs with train.py (`python results/run.py structure`)."),
     "table1": (table1, "Table 1", "Top-1 of the detached classifier; in italics the paper's numbers."),
+    "table2": (table2, "Table 2: networks without structure", "As Table 1; all of z is read, for all four columns."),
+    "figure2_left": (figure2_left, "Fig. 2, left: the size of the base space", "H-SSL on CIFAR-10, a quarter of Table 1's steps."),
+    "figure2_right": (figure2_right, "Fig. 2, right: the largest distance between two bundles", "H-SSL on MNIST, translation; euclidean distances are squared, in positions."),
 }
 
 

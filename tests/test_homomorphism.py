@@ -90,6 +90,8 @@ def test_eq1_for_scale_reads_only_the_fibers_that_exist(double):
     found = measure(Known(), A, v, group)
     assert max(found["over_null"] + found["best"]) < 1e-7 and found["orbit"] == found["over_null"] and min(found["invariance"]) > 0.1
     assert found["axis"] == pytest.approx(found["invariance"])
+    group.T = lambda x, g: x * (g == 0)[:, None, None]  # every shrunk image is the same
+    assert max(measure(Known(), A, v, group)["kept"]) == 0
 
 
 # ---------------------------------------------------------------- the first term
@@ -138,6 +140,15 @@ def test_the_network_without_structure_can_meet_eq1_exactly(double):
         plain.net.norms[layer].load_state_dict({k: t.repeat(4) if t.dim() else t for k, t in norm.state_dict().items()})
     assert torch.allclose(plain(x), f(x), atol=1e-12)
     assert max(measure(plain, cycle(), x)["orbit"]) < 1e-6
+
+
+def test_over_images_an_invariant_f_is_a_solution_and_over_the_null_it_is_not(double):
+    v, g = torch.randn(6, 4, 3).mean(1, keepdim=True).expand(-1, 4, -1), torch.tensor([1, 2, 3, 1, 2, 3])  # (6, 4, 3): four equal fibers
+    moved = v + 1e-3 * torch.randn(6, 4, 3)
+    assert equation1(moved, v, cycle().double(), g, over="images") < 1e-5 < 0.5 < equation1(moved, v, cycle().double(), g)
+    apart = torch.pdist(torch.cat([v, moved]).flatten(1)).pow(2).mean()  # ‖a - b‖² of two different rows
+    expected = ((moved - v).pow(2).sum((1, 2)) + (v - moved).pow(2).sum((1, 2))).mean() / 2 / apart
+    assert torch.allclose(equation1(moved, v, torch.eye(4), g, over="images"), expected)
 
 
 def test_one_way_is_met_by_a_projection_that_is_no_action_and_both_ways_is_not(double):
@@ -231,7 +242,7 @@ def test_the_starts():
 
 
 @pytest.mark.parametrize("flags, told", [
-    ("--share 2", "--share"), ("--lam -1", "--lam"), ("--seed x", "--seed"), ("--nothing", "--nothing"), ("--given --start identity", "--given"),
+    ("--share 2", "--share"), ("--lam -1", "--lam"), ("--seed x", "--seed"), ("--nothing", "--nothing"), ("--given --start cycle", "--given"), ("--share 0 --over images", "--over"),
     ("--share 0.001", "no image"), ("--share 0 --one-way", "--one-way"), ("--batch-size 5000", "4000"), ("--group scale", "--backbone cnn"), ("--group scale --backbone cnn --one-way", "one way")])
 def test_bad_flags_are_usage_errors(flags, told):
     with pytest.raises(UsageError, match=told):

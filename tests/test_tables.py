@@ -95,6 +95,25 @@ def test_a_broken_paper_json_is_an_error(folder):
         tables.table1()
 
 
+def test_tables_that_stand_beside_the_papers_numbers(folder, tmp_path):
+    (tmp_path / "paper.json").write_text(json.dumps(dict(table1=[["mnist", "rot", "hssl", 70.3, 5.4]], table2=[["mnist", "trans", "assl", 87.6, 0.2]])))
+    (tmp_path / "table1.jsonl").write_text("\n".join(json.dumps(row(s, 80 + s, [0.1])) for s in range(3)))
+    (tmp_path / "table2.jsonl").write_text(json.dumps(row(0, 91, [0.1], group="trans", backbone="mlp", loss="assl")))
+    assert "| MNIST, rotation |  | 81.00 ± 1.00 |  |  |\n| *the paper* |  | *70.3 ± 5.4* |  |  |" in tables.table1()
+    assert "| MNIST, MLP (translation) |  |  | 91.00 (1 seed) |  |\n| *the paper* |  |  | *87.6 ± 0.2* |  |" in tables.table2()
+    (tmp_path / "figure2_left.jsonl").write_text(json.dumps(row(0, 60, [0.1], group="scale", base_size=3)))
+    (tmp_path / "figure2_right.jsonl").write_text(json.dumps(row(0, 60, [0.1], group="trans", distance="topological", max_distance=8)))
+    assert "| scale, \\|g0\\| = 3 | 60.0" in tables.figure2_left() and "| topological distance at most 8 | 60.0" in tables.figure2_right()
+
+
+def test_power_is_the_claims_with_the_interval_of_the_planned_seeds(folder):
+    a, b = {0: 81.0, 1: 82.5, 2: 86.0}, {0: 80.0, 1: 82.0, 2: 84.0}
+    now, planned = tables.claim("", "", a, b), tables.claim("", "", a, b, planned=5)
+    assert planned["mean"] == now["mean"] and planned["half"] == pytest.approx(now["half"] * (2.776445 / 5 ** 0.5) / (4.302653 / 3 ** 0.5), rel=1e-5)
+    assert now["verdict"] == "undecided" and planned["verdict"] == "holds" and planned["seeds"] == 5
+    assert "invariance, A - H, rotation" in tables.power() and "| 5 |" in tables.power()
+
+
 def test_an_unknown_table_is_one_line():
     done = subprocess.run([sys.executable, os.path.join(ROOT, "results/tables.py"), "table9"], cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 1 and done.stdout == "" and done.stderr.startswith("tables.py: no table is called table9")
