@@ -59,9 +59,9 @@ EXPERIMENTS = {
     # the paper's number of steps (500 epochs of 60,000 in batches of 4,096: 7,324) at its peak rate (0.1·4096/256), in batches of 128
     "rotation_long": [f"--dataset mnist --test-size 5000 --epochs 16 --batch-size 128 --lr {lr} --warmup-epochs 0.3 --probe-epochs 2 "
                       f"--group {group} --loss {loss} --seed {seed}" for group, loss, lr, seed in (
-                          ("rot", "hssl", 3.2, 0), ("rot", "assl", 3.2, 0), ("scale", "hssl", 3.2, 0), ("rot", "hssl", 0.2, 0),
-                          ("rot", "hssl", 3.2, 1), ("rot", "assl", 3.2, 1), ("rot", "hssl", 3.2, 2),
-                          ("rot", "frozen", 3.2, 0), ("rot", "frozen", 3.2, 1), ("rot", "frozen", 3.2, 2), ("scale", "frozen", 3.2, 0))],
+                          ("rot", "hssl", 3.2, 0), ("rot", "assl", 3.2, 0), ("rot", "frozen", 3.2, 0), ("rot", "hssl", 0.2, 0),
+                          ("scale", "hssl", 3.2, 0), ("scale", "frozen", 3.2, 0), ("rot", "hssl", 3.2, 1), ("rot", "assl", 3.2, 1),
+                          ("rot", "frozen", 3.2, 1), ("rot", "hssl", 3.2, 2), ("rot", "frozen", 3.2, 2))],
     "strength": each(SHORT + "--group trans {what} --seed {seed}", seed=range(3), what=(
         *each("--loss assl --strength {s}", s=(0.04, 0.07, 0.11, 0.2, 0.3, 0.45)), *each("--loss hssl --max-distance {d}", d=(1, 2, 4, 8, 18, 32, 98)),
         *each("--loss {loss} --objective bilinear", loss=("hssl", "assl")), "--loss assl --base-size 64", "--loss frozen")),

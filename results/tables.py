@@ -209,7 +209,8 @@ def learned_group():
 
     def label(r):
         gamma = "Γ learned" if not r["given"] else "Γ = 1" if r["start"] == "identity" else "Γ given"
-        share = f"{gamma}, {100 * r['share']:g} % {'turned' if r['group'] == 'rot' else 'shrunk'}" if r["share"] else "no changed image"
+        changed = "turned" if r["group"] == "rot" else "shrunk"
+        share = f"{gamma}, {100 * r['share']:g} % {changed}" if r["share"] else f"no {changed} image"
         more = f", λ = {r['lam']:g}" * (r["lam"] != 10) + ", from identity" * (r["start"] == "identity" and not r["given"])
         return share + more + ", one direction" * r["one_way"] + ", error over that of two images" * (r["over"] == "images")
 
