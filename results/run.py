@@ -167,8 +167,9 @@ def main():
     if options.list:
         print("\n".join(f"python train.py {flags}" for _, flags in jobs))
         seconds = lambda a: (a.train_size or SIZES[a.dataset]) * (a.epochs * (3 if a.loss == "supervised" else 1) + 2) / SPEED[a.dataset]  # the probe is 2 epochs
-        hours = sum(seconds(train.parse(shlex.split(flags))) for _, flags in jobs) / 3600
-        print(f"{len(jobs)} runs left, about {hours:.1f} hours of one CPU core")
+        hours = {name: [seconds(train.parse(shlex.split(flags))) / 3600 for e, flags in jobs if e == name] for name in names}
+        for name, of in [*hours.items(), ("in all", [h for of in hours.values() for h in of])]:
+            print(f"# {name}: {len(of)} runs left, about {sum(of):.1f} hours of one CPU core")
         return
     lock, running, problem = threading.Lock(), set(), []
     options.until, options.stopping = time.time() + 3600 * options.hours, False

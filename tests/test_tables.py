@@ -146,5 +146,6 @@ def test_the_list_of_what_is_left(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run.py", "--list", "--seeds", "1"])
     run.main()
     told = capsys.readouterr().out.splitlines()
-    assert "runs left, about" in told[-1] and int(told[-1].split()[0]) == len(told) - 1
-    assert all(line.startswith("python train.py ") and line.endswith("--seed 0") for line in told[:-1])
+    commands = [line for line in told if not line.startswith("# ")]
+    assert told[-1].startswith(f"# in all: {len(commands)} runs left, about") and len(told) == len(commands) + len(run.EXPERIMENTS) + 1
+    assert all(line.startswith("python train.py ") and line.endswith("--seed 0") for line in commands)
