@@ -18,8 +18,9 @@ The first term is H-SSL (Eq. 3) with v(g⁻¹·g0) := (Γ_g v)(g0).  The second 
 Γ_g = 1.  It needs turned images, but only for a share of each batch, with g uniform in 1 … G-1.  share 0: H-SSL on a network
 without structure (Table 2).  share 1: two passes for each image, the cost of A-SSL.  ‖A⁴ - 1‖ is measured, not trained.
 
-Scale is not a group: T_g shrinks, and A is the shift (A v)(i) = v(i+1).  Eq. 1 is then compared only on the fibers i with i + g < G,
-and only in one direction, since T_g has no inverse.
+Scale is not a group: T_g shrinks the image, and the given A is the shift (A v)(i) = v(i+1).  Eq. 1 is compared only on the fibers i with
+i + g < G, and only in one direction, since T_g has no inverse.  So f can also meet it by giving all shrunk images the same features;
+`kept` in `measure` tells.
 
 Only the second term trains A.  The first compares two views, and Γ = 1 would make them equal without any learning.
 Everything runs on the CPU, in one process.
@@ -109,8 +110,8 @@ def equation1(moved, v, A, g, one_way=False, group=C4, over="null"):
     (one_way) Γ need not be a group action: x is upright, so A = 0 with f(T_g x) = 0, or a projection, is also a solution.
     The null carries gradient, so the ratio rewards neither f → c·f nor f(T_g x) = f(x).  With a detached null, a smaller f or
     an invariant f would lower the loss.
-    over="images" divides by the distance between two images instead, √ 2·variance of f(x) and f(T_g x).  Then an invariant f is a solution
-    too, with any Γ for which Γ_g f = f; Γ = 1 is the null to compare with.
+    over="images" divides by the squared distance between two images instead (twice the variance of f(x) and f(T_g x)).  Then an invariant f
+    is also a solution, with every Γ for which Γ_g f(x) = f(x).  Compare it with Γ = 1, for which it is plain consistency.
     Raises ValueError for 0/0, if the null is only rounding error: f is constant or invariant."""
     exists = (group.shift_base(g, torch.arange(group.order)) >= 0)[..., None]  # (k, G, 1)
     square = lambda a: a.new_zeros(group.order).index_add(0, g, (a * exists).pow(2).sum((1, 2)))  # (G,): a sum for each g
