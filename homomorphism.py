@@ -14,15 +14,15 @@ f's features are read as G = |G| fibers v = f(x) (B, G, C): 4 for C4, 6 for scal
 
     L = InfoNCE( h((Γ_g1 v)(g0)), h((Γ_g2 v)(g0)) )  +  λ · ‖f(T_g x) - Γ_g f(x)‖² / ‖f(T_g x) - f(x)‖²    (in both directions, see `equation1`)
 
-The first term is H-SSL (Eq. 3) with v(g⁻¹·g0) := (Γ_g v)(g0).  The second is the error of Eq. 1 over its null, the error for
-Γ_g = 1.  It needs turned images, but only for a share of each batch, with g uniform in 1 … G-1.  share 0: H-SSL on a network
+The first term is H-SSL (Eq. 3) with v(g⁻¹·g0) := (Γ_g v)(g0).  The second is the error of Eq. 1, divided by the error
+with Γ_g = 1 (the null).  It needs turned images, but only for a share of each batch, with g uniform in 1 … G-1.  share 0: H-SSL on a network
 without structure (Table 2).  share 1: two passes for each image, the cost of A-SSL.  ‖A⁴ - 1‖ is measured, not trained.
 
-Scale is not a group: T_g shrinks the image, and the given A is the shift (A v)(i) = v(i+1).  Eq. 1 is compared only on the fibers i with
-i + g < G, and only in one direction, since T_g has no inverse.  So f can also meet it by giving all shrunk images the same features;
-`kept` in `measure` tells.
+Scale is not a group, as T_g has no inverse.  The given A is the shift (A v)(i) = v(i+1).  Eq. 1 is compared only on the fibers i with
+i + g < G, and only in one direction.  So f can also meet it by giving all shrunk images the same features; `measure` reports this
+as `kept`.
 
-Only the second term trains A.  The first compares two views, and Γ = 1 would make them equal without any learning.
+Only the second term trains A.  If the first did too, A = 1 would solve it.
 Everything runs on the CPU, in one process.
 
 What related methods assume, and what they learn
@@ -75,8 +75,8 @@ def cycle(group=C4):
 def start(name, noise=0.01, group=C4):
     """The initial A, (G, G): "random" is orthogonal; "identity" is 1 + noise·N(0, 1); "cycle" is `cycle(group)`.
 
-    A 4-cycle has the eigenvalues 1, i, -1, -i and the determinant -1.  From any start A first becomes nearly singular, as f does not
-    follow the turns yet, so the determinant of the start does not decide whether a cycle is found (notebook 06)."""
+    A 4-cycle has the eigenvalues 1, i, -1, -i and the determinant -1.  From the four random starts of notebook 06 A first becomes
+    nearly singular, as f does not follow the turns yet, so the determinant of the start does not decide whether a cycle is found."""
     if name == "random":
         return nn.init.orthogonal_(torch.empty(group.order, group.order))  # (G, G)
     return cycle(group) if name == "cycle" else torch.eye(group.order) + noise * torch.randn(group.order, group.order)  # (G, G)
@@ -104,14 +104,14 @@ def equation1(moved, v, A, g, one_way=False, group=C4, over="null"):
 
     moved = f(T_g x), v = f(x) (k, G, C); A (G, G); g (k,) long, 1 … G-1 → scalar.  Each sum is over the images with the same g, and
     over the fibers i for which g⁻¹·i exists: all for C4.
-    In a ratio for each image, images that T_g hardly changes would dominate; in one for all g, the g that change f most.
+    One ratio for each image would be dominated by images that T_g hardly changes; one ratio for all g, by the g that change f most.
 
     The second direction needs no further image, and Γ_g⁻¹ = A^(4-g) is a power of A, so no matrix is inverted.  Without it
     (one_way) Γ need not be a group action: x is upright, so A = 0 with f(T_g x) = 0, or a projection, is also a solution.
     The null carries gradient, so the ratio rewards neither f → c·f nor f(T_g x) = f(x).  With a detached null, a smaller f or
     an invariant f would lower the loss.
     over="images" divides by the squared distance between two images instead (twice the variance of f(x) and f(T_g x)).  Then an invariant f
-    is also a solution, with every Γ for which Γ_g f(x) = f(x).  Compare it with Γ = 1, for which it is plain consistency.
+    is also a solution, with every Γ for which Γ_g f(x) = f(x).  Compare it with Γ = 1, which asks only for f(T_g x) = f(x).
     Raises ValueError for 0/0, if the null is only rounding error: f is constant or invariant."""
     exists = (group.shift_base(g, torch.arange(group.order)) >= 0)[..., None]  # (k, G, 1)
     square = lambda a: a.new_zeros(group.order).index_add(0, g, (a * exists).pow(2).sum((1, 2)))  # (G,): a sum for each g
@@ -134,7 +134,7 @@ def measure(f, A, x, group=C4):
         invariance   √ mean ‖f(T_g x) - f(x)‖², in units of the distance between two different images (as losses.distances)
         equation1    √ mean ‖f(T_g x) - Γ_g f(x)‖², in the same units
         axis         √ mean ‖Γ_g f(x) - f(x)‖², how far Γ_g moves f(x), in the same units
-        over_null    equation1 / invariance: 0 exact, 1 if Γ_g does nothing.  A = 0 can also give less than 1: 1/√2 = 0.71 if f(x)
+        over_null    equation1 / invariance (the loss has its square): 0 exact, 1 if Γ_g does nothing.  A = 0 can also give less than 1: 1/√2 = 0.71 if f(x)
                      and f(T_g x) are orthogonal and equally long.  So read it together with `cyclic`
         orbit        the same ratio over all four turns of each x, since Eq. 1 must also hold for turned images
         kept         how far apart f puts T_g x of two images, over that for x: 0 if f(T_g x) is the same for all images, as with A = 0

@@ -103,7 +103,7 @@ def test_tables_that_stand_beside_the_papers_numbers(folder, tmp_path):
     assert "| MNIST, MLP (translation) |  |  | 91.00 (1 seed) |  |\n| *the paper* |  |  | *87.6 ± 0.2* |  |" in tables.table2()
     (tmp_path / "figure2_left.jsonl").write_text(json.dumps(row(0, 60, [0.1], group="scale", base_size=3)))
     (tmp_path / "figure2_right.jsonl").write_text(json.dumps(row(0, 60, [0.1], group="trans", distance="topological", max_distance=8)))
-    assert "| scale, \\|g0\\| = 3 | 60.0" in tables.figure2_left() and "| topological distance at most 8 | 60.0" in tables.figure2_right()
+    assert "| scale, \\|g0\\| = 3 | 1 | 60.0" in tables.figure2_left() and "| topological distance at most 8 | 1 | 60.0" in tables.figure2_right()
 
 
 def test_power_is_the_claims_with_the_interval_of_the_planned_seeds(folder):
