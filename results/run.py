@@ -67,7 +67,7 @@ EXPERIMENTS = {
         *each("--loss {loss} --objective bilinear", loss=("hssl", "assl")), "--loss assl --base-size 64", "--loss frozen")),
     # for comparison with homomorphism.py: the same digits and epochs, with the structure built in, and the MLP without Γ
     "structure": each("{what} --seed {seed}", seed=range(3), what=(
-        *each("--loss {loss}", loss=LEARN), "--backbone mlp --loss frozen", "--backbone mlp --loss assl --base-size 16")),
+        *each("--loss {loss}", loss=LEARN), "--backbone mlp --loss frozen", "--backbone mlp --loss hssl", "--backbone mlp --loss assl --base-size 16")),
     # one price for each run, what learns most above the untrained network of its width?
     "pilot_cifar10": each("--dataset cifar10 --test-size 5000 --group scale --batch-size 256 --warmup-epochs 0.25 {what} --seed 0", what=(
         "--width 0.25 --loss frozen", "--width 0.25 --epochs 2 --lr 2", "--width 0.25 --epochs 2 --lr 4", "--width 0.25 --epochs 8 --lr 2 --train-size 12500",

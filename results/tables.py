@@ -295,6 +295,9 @@ def claims():
         found.append(claim("Eq. 1 broken: A-SSL reaches more on turned digits than H-SSL", f"moved, A - H, ε = {epsilon}", moved("assl", epsilon), moved("hssl", epsilon)))
         found.append(claim("Eq. 1 broken: H-SSL is no better on turned digits than the untrained network (margin: half of its gain at ε = 0)", f"moved, H - untrained, ε = {epsilon}",
                            moved("hssl", epsilon), moved("frozen", epsilon), half))
+    near = lambda loss: {s: r["moved"] for s, r in pick(rows_of("scale_repaired"), functions=3, pool="max", loss=loss).items()}  # the scale network nearest to Eq. 1
+    found.append(claim("Scale, nearer to Eq. 1: H-SSL raises the accuracy on shrunk digits", "moved, H - untrained, 3 functions, max over space", near("hssl"), near("frozen")))
+    found.append(claim("Scale, nearer to Eq. 1: A-SSL reaches more on shrunk digits than H-SSL", "moved, A - H, 3 functions, max over space", near("assl"), near("hssl")))
     gains = {}
     for group in ("scale", "trans"):
         h, frozen = ({s: r["top1"] for s, r in pick(rows_of("learned"), group=group, loss=loss).items()} for loss in ("hssl", "frozen"))
