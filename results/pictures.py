@@ -90,7 +90,8 @@ def rotation_long():
         ax.set(title=name, xlabel="step", ylabel="% of test images" if name == "top1" else None)
         for r in rows_of("rotation_long"):
             if r["loss"] == "frozen":
-                ax.axhline(r[name], color="0.6", lw=0.8, ls="--" if r["group"] == "scale" else "-")
+                ax.axhline(r[name], color="0.6", lw=0.8, ls="--" if r["group"] == "scale" else "-",
+                           label=f"{GROUPS[r['group']]}, untrained" if r["seed"] == 0 else None)
     axes[0].legend(fontsize=7)
     return figure
 
