@@ -25,9 +25,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    """Start the selected notebooks, two at a time with one thread each, in fresh kernels: session.config.notebooks[path] is a future of the process."""
+    """Start the selected notebooks, one after the other in fresh kernels: session.config.notebooks[path] is a future of the process."""
     run = lambda path: subprocess.run([sys.executable, "-c", RUN, path], capture_output=True, text=True)
-    pool = ThreadPoolExecutor(2)
+    pool = ThreadPoolExecutor(1)
     session.config.notebooks = {item.callspec.params["path"]: pool.submit(run, item.callspec.params["path"]) for item in session.items
                                 if item.name.startswith("test_notebook_runs") and not session.config.option.collectonly}
 
