@@ -1,4 +1,4 @@
-"""What the tests share: the modules on the path, one thread, the notebooks that run beside them, and digits made of nothing but arithmetic."""
+"""What the tests share: the modules on the path, two threads, the notebooks that run beside them, and digits made of nothing but arithmetic."""
 import os
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other core runs the notebooks, or the second process of a test
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 if not os.environ.get("TEST_ON_GPU"):  # most tests are about the CPU and gloo; a GPU's owner can run the suite on it
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -25,11 +25,14 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    """Start the selected notebooks, one after the other in fresh kernels: session.config.notebooks[path] is a future of the process."""
-    run = lambda path: subprocess.run([sys.executable, "-c", RUN, path], capture_output=True, text=True)
+    """Start the selected notebooks, one after the other in fresh kernels; the tests then have one thread: session.config.notebooks[path] is a future of the process."""
+    run = lambda path: subprocess.run([sys.executable, "-c", RUN, path], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
     pool = ThreadPoolExecutor(1)
     session.config.notebooks = {item.callspec.params["path"]: pool.submit(run, item.callspec.params["path"]) for item in session.items
                                 if item.name.startswith("test_notebook_runs") and not session.config.option.collectonly}
+    if session.config.notebooks:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
 
 
 @pytest.fixture
