@@ -28,7 +28,7 @@ COMMANDS += [f"--share 0.1 --over images --given {start} --seed {seed}" for seed
 
 def left():
     """The commands that have no row yet."""
-    rows = [dict(group="rot", over="null") | row for row in checkpoint.read_lines(ROWS)]  # the first rows are older than these flags
+    rows = checkpoint.read_lines(ROWS)
     config = lambda flags: {k: v for k, v in vars(homomorphism.parse(shlex.split(flags))).items() if k not in ("data_dir", "out")}
     return [flags for flags in COMMANDS if not any(config(flags).items() <= row.items() for row in rows)]
 

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from results.tables import FOLDER, GROUPS, LOSSES, mean_over_g, pick, rows_of  # noqa: E402
+from results.claims import FOLDER, GROUPS, LOSSES, mean_over_g, pick, rows_of  # noqa: E402
 
 COLOURS = {"frozen": "0.6", "hssl": "tab:orange", "assl": "tab:blue"}
 MARKS = {"frozen": "s", "hssl": "o", "assl": "^"}
@@ -143,7 +143,7 @@ def scale_repaired():
 
 def learned_group():
     """Eq. 1's error and H-SSL's invariance against the share of turned images, and where the learned A ended."""
-    rows = [r for r in rows_of("learned_group") if r.get("over") != "images" and r["backbone"] == "mlp" and r["lam"] == 10 and r["start"] != "identity" and not r["one_way"]]
+    rows = [r for r in rows_of("learned_group") if r["over"] == "null" and r["backbone"] == "mlp" and r["lam"] == 10 and r["start"] != "identity" and not r["one_way"]]
     if not rows:
         return None
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained", width_ratios=(1, 1, 0.8))

@@ -3,82 +3,21 @@
     python results/tables.py               # write results/README.md
     python results/tables.py learned       # print one table: learned, knob, strength, …, claims, front
 
-Read-outs are means ± standard deviations over seeds; distances for each g are means.  A difference is paired by seed, with
-a 95 % interval from Student's t.  "Equal" is claimed only if the whole interval lies within a stated margin (two one-sided
-tests).  run.py, scale_error.py and learned_group.py make the runs; the paper's numbers are in results/paper.json.
+Read-outs are means ± standard deviations over seeds; distances for each g are means.  What the runs decide is in claims.py.
+run.py, scale_error.py and learned_group.py make the runs; the paper's numbers are in results/paper.json.
 """
 import itertools
 import json
-import math
 import os
 import statistics
 import sys
 
-from scipy.stats import t as student
-
-FOLDER = os.path.dirname(os.path.abspath(__file__))
-LOSSES = {"frozen": "untrained", "hssl": "H-SSL (Eq. 3)", "assl": "A-SSL (Eq. 2)", "supervised": "supervised"}
-GROUPS = {"rot": "rotation", "scale": "scale", "trans": "translation"}
-DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10", "tiny-imagenet": "Tiny ImageNet", "mnist5k": "5,000 MNIST digits", "folder": "a folder"}
-READOUTS = ("top1", "linear", "knn", "fiber", "moved")
-DISTANCES = ("invariance", "equation1", "axis")
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from results import claims  # noqa: E402
+from results.claims import DATA, DISTANCES, GROUPS, LOSSES, READOUTS, mean_over_g, pick, rows_of, spread, value  # noqa: E402
 
 
-# ---------------------------------------------------------------- rows and statistics
-def rows_of(experiment):
-    """results/EXPERIMENT.jsonl: one dict for each run.  [] if there is no such file; incomplete lines are skipped."""
-    path, rows = os.path.join(FOLDER, f"{experiment}.jsonl"), []
-    for line in open(path) if os.path.exists(path) else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "loss" in row:
-            rows.append(row)
-    return rows
-
-
-def pick(rows, **flags):
-    """{seed: row} of the rows with these flags.  Raises ValueError if two rows have the same seed, since they are then different runs."""
-    found = {}
-    for row in rows:
-        if all(row.get(k) == v for k, v in flags.items()):
-            if row["seed"] in found:
-                raise ValueError(f"two runs of seed {row['seed']} have {flags}: remove one from results/*.jsonl")
-            found[row["seed"]] = row
-    return found
-
-
-def spread(values, digits=1):
-    """"mean ± standard deviation" of a list of numbers; "" if it is empty."""
-    values = [v for v in values if v is not None]
-    if len(values) < 2:
-        return f"{values[0]:.{digits}f} (1 seed)" if values else ""
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
-
-
-def interval(values, seeds=None):
-    """Mean and half-width of the 95 % interval of a list (infinite for one number).  seeds: the half-width that so many with the same spread would have."""
-    n = seeds or len(values)
-    half = math.inf if min(n, len(values)) < 2 else float(student.ppf(0.975, n - 1)) * statistics.stdev(values) / n ** 0.5
-    return statistics.mean(values), half
-
-
-def seeds_needed(values, width):
-    """The number of seeds with this spread that gives a half-width of at most `width`; at most 1000."""
-    s = statistics.stdev(values)
-    return next((n for n in range(2, 1000) if student.ppf(0.975, n - 1) * s / n ** 0.5 <= width), 1000)
-
-
-def mean_over_g(row, name):
-    return statistics.mean(row[name]) if row[name] and None not in row[name] else None
-
-
-def drawn(row, name):
-    """The mean of a distance over the g that A-SSL draws: all g; for translation only one position, since A-SSL shifts by at most 5 px."""
-    return row[name][0] if row["group"] == "trans" else mean_over_g(row, name)
-
-
+# ---------------------------------------------------------------- tables
 def profile(runs, name, digits=2):
     """A distance for g = 1, 2, … as text, each the mean over seeds; "none" if it is not defined for these runs."""
     lists = [row[name] for row in runs if row[name] and None not in row[name]]
@@ -115,22 +54,27 @@ def learned():
     return table(rows_of("learned"), kinds, FAR + READ)
 
 
+def paper(table):
+    """The paper's numbers: {(data set, group, loss): (mean, standard deviation)}."""
+    return {tuple(p[:3]): p[3:] for p in json.load(open(os.path.join(claims.FOLDER, "paper.json")))[table]}
+
+
 def front():
     """The table on the front page: one line for each group, untrained → A-SSL, H-SSL."""
-    paper = {tuple(p[:3]): p[3] for p in json.load(open(os.path.join(FOLDER, "paper.json")))["table1"]}
+    theirs = paper("table1")
     lines = ["| untrained → A-SSL, H-SSL | invariance | `moved`, % | top-1, % | the paper's top-1, untrained → H-SSL |", "|---|---|---|---|---|"]
     for group, name in GROUPS.items():
         runs = {loss: pick(rows_of("learned"), group=group, loss=loss).values() for loss in ("frozen", "assl", "hssl")}
-        cell = lambda of, digits: "{} → {}, {}".format(*(spread([of(r) for r in runs[loss]], digits) for loss in runs))
-        lines.append(f"| {name} | {cell(lambda r: drawn(r, 'invariance'), 2)} | {cell(lambda r: r['moved'], 1)} | {cell(lambda r: r['top1'], 1)} | "
-                     f"{paper['mnist', group, 'frozen']:.1f} → {paper['mnist', group, 'hssl']:.1f} |")
+        cell = lambda what, digits: "{} → {}, {}".format(*(spread([value(r, what) for r in runs[loss]], digits) for loss in runs))
+        lines.append(f"| {name} | {cell('invariance', 2)} | {cell('moved', 1)} | {cell('top1', 1)} | "
+                     f"{theirs['mnist', group, 'frozen'][0]:.1f} → {theirs['mnist', group, 'hssl'][0]:.1f} |")
     return "\n".join(lines)
 
 
 def unfed():
     kinds = [(f"{GROUPS[g]}, {b}, {'BatchNorm at 0 and 1' if u else 'BatchNorm fed'}", dict(group=g, backbone=b, unfed=u))
              for g, b in (("rot", "equivariant"), ("scale", "equivariant"), ("trans", "equivariant"), ("trans", "mlp"), ("scale", "cnn")) for u in (False, True)]
-    return table([dict(unfed=False) | r for r in rows_of("unfed")], kinds, READ + FAR[:1])
+    return table(rows_of("unfed"), kinds, READ + FAR[:1])
 
 
 def knob():
@@ -175,12 +119,12 @@ def strength():
 
 def published(number, kinds):
     """Top-1 of results/table{number}.jsonl with the paper's numbers below.  kinds: (label, flags of the rows, data set and group in paper.json)."""
-    rows, paper = rows_of(f"table{number}"), {tuple(p[:3]): p[3:] for p in json.load(open(os.path.join(FOLDER, "paper.json")))[f"table{number}"]}
+    rows, published = rows_of(f"table{number}"), paper(f"table{number}")
     lines = ["| top-1, % | " + " | ".join(LOSSES.values()) + " |", "|---" * (1 + len(LOSSES)) + "|"]
     for label, flags, key in kinds:
         cells = [spread([r["top1"] for r in pick(rows, loss=loss, **flags).values()], 2) for loss in LOSSES]
         if any(cells):
-            theirs = [paper.get((*key, loss)) for loss in LOSSES]
+            theirs = [published.get((*key, loss)) for loss in LOSSES]
             lines += [f"| {label} | " + " | ".join(cells) + " |", "| *the paper* | " + " | ".join(f"*{p[0]} ± {p[1]}*" if p else "" for p in theirs) + " |"]
     return "\n".join([*lines, "", cost(rows)])
 
@@ -206,8 +150,7 @@ def figure2_right():
 
 def learned_group():
     """Tables of the rows of homomorphism.py: the MLP, and the CNN with turns and with scales.  Then one of train.py for comparison."""
-    every = [dict(group="rot", over="null") | r for r in rows_of("learned_group")]  # the first rows are older than these flags
-    every.sort(key=lambda r: (r["over"] != "null", r["one_way"], r["start"] == "identity", r["lam"] != 10, not r["given"], r["lam"], r["share"]))
+    every = sorted(rows_of("learned_group"), key=lambda r: (r["over"] != "null", r["one_way"], r["start"] == "identity", r["lam"] != 10, not r["given"], r["lam"], r["share"]))
 
     def label(r):
         gamma = "Γ learned" if not r["given"] else "Γ = 1" if r["start"] == "identity" else "Γ given"
@@ -232,83 +175,12 @@ def learned_group():
         if rows:
             parts.append(table(rows, [*start, *kinds], columns + READ))
     kinds = [(f"{LOSSES[l]}, {'MLP' if b == 'mlp' else 'structure built in'}", dict(loss=l, backbone=b)) for b in ("mlp", "equivariant") for l in ("frozen", "assl", "hssl")]
-    return "\n\n".join(parts + [table(rows_of("structure"), kinds, READ + MEANS[:1])] * bool(rows_of("structure")))
-
-
-# ---------------------------------------------------------------- claims
-def claim(text, what, a, b, margin=None, planned=None):
-    """One row of claims: the difference a - b of two {seed: number}, paired by seed.  With a margin the test is "equal", else "a > b".
-
-    planned: the interval and verdict that so many seeds with the same mean and spread would give.  → dict, or None for fewer than two seeds."""
-    seeds = sorted(a.keys() & b.keys())
-    if len(seeds) < 2:
-        return None
-    values = [a[s] - b[s] for s in seeds]
-    mean, half = interval(values, planned)
-    if margin is not None:
-        verdict = "equal" if abs(mean) + half <= margin else "different" if abs(mean) > half else "undecided"
-    else:
-        verdict = "holds" if mean > half else "fails" if mean < -half else "undecided"
-    wanted = seeds_needed(values, max(1e-9, margin - abs(mean) if margin is not None and margin > abs(mean) else abs(mean)))
-    price = f"{'1,000 seeds or more' if wanted == 1000 else f'about {wanted} seeds'} would decide if mean and spread stay" if verdict == "undecided" else ""
-    return dict(claim=text, what=what, a=statistics.mean(a[s] for s in seeds), b=statistics.mean(b[s] for s in seeds), mean=mean, half=half, margin=margin,
-                seeds=planned or len(seeds), verdict=verdict, price=price)
-
-
-def value(row, name):
-    return drawn(row, name) if name in DISTANCES else row[name]
-
-
-def compare(rows, where, planned=None):
-    """The claims about A-SSL, H-SSL and the untrained network, for rows of one data set and budget (`where`): see `claim`.
-
-    "The same" is asked with a margin that is a part of the gain over the untrained network, so only where that gain is not 0 (its interval)."""
-    found = []
-    for group in GROUPS:
-        arms = {loss: pick(rows, group=group, loss=loss) for loss in ("frozen", "hssl", "assl")}
-        get = lambda loss, name: {s: value(row, name) for s, row in arms[loss].items()}
-        for name, text, teacher, part, words in (
-                ("invariance", "A-SSL and H-SSL teach the same invariance", "assl", 10, "a tenth of A-SSL's"),
-                ("moved", "A-SSL and H-SSL reach the same accuracy on changed images (`moved`)", "hssl", 2, "half of H-SSL's"),
-                ("top1", "A-SSL and H-SSL reach the same top-1", "hssl", 2, "half of H-SSL's")):
-            what = f"{name.replace('top1', 'top-1')}, {{}}, {GROUPS[group]}{where}"
-            if name == "invariance":
-                found.append(claim("H-SSL lowers invariance", what.format("untrained - H"), get("frozen", name), get("hssl", name), None, planned))
-            gain = claim("", "", get(teacher, name), get("frozen", name))
-            if gain and abs(gain["mean"]) > gain["half"]:
-                found.append(claim(f"{text} (margin: {words} gain over untrained)", what.format("A - H"), get("assl", name), get("hssl", name), abs(gain["mean"]) / part, planned))
-    return found
-
-
-def claims():
-    """All claims that the finished runs can test: a list of dicts, see `claim`.  Tables, notebook and pictures use it."""
-    found = compare(rows_of("learned"), "")
-    for data_set in DATA:
-        found += compare([r for r in rows_of("table1") if r["dataset"] == data_set], f" ({DATA[data_set]}, whole)")
-    moved = lambda loss, epsilon: {s: r["moved"] for s, r in pick(rows_of("knob"), epsilon=epsilon, loss=loss).items()}
-    exact = claim("", "", moved("hssl", 0), moved("frozen", 0))  # H-SSL's gain where Eq. 1 holds
-    half = exact and abs(exact["mean"]) / 2
-    for epsilon in (0.03, 0.1, 0.3) if half else ():
-        found.append(claim("Eq. 1 broken a little: A-SSL and H-SSL reach the same on turned digits (margin: half of H-SSL's gain at ε = 0)", f"moved, A - H, ε = {epsilon}",
-                           moved("assl", epsilon), moved("hssl", epsilon), half))
-    for epsilon in (1, 3) if half else ():
-        found.append(claim("Eq. 1 broken: A-SSL reaches more on turned digits than H-SSL", f"moved, A - H, ε = {epsilon}", moved("assl", epsilon), moved("hssl", epsilon)))
-        found.append(claim("Eq. 1 broken: H-SSL is no better on turned digits than the untrained network (margin: half of its gain at ε = 0)", f"moved, H - untrained, ε = {epsilon}",
-                           moved("hssl", epsilon), moved("frozen", epsilon), half))
-    near = lambda loss: {s: r["moved"] for s, r in pick(rows_of("scale_repaired"), functions=3, pool="max", loss=loss).items()}  # the scale network nearest to Eq. 1
-    found.append(claim("Scale, nearer to Eq. 1: H-SSL raises the accuracy on shrunk digits", "moved, H - untrained, 3 functions, max over space", near("hssl"), near("frozen")))
-    found.append(claim("Scale, nearer to Eq. 1: A-SSL reaches more on shrunk digits than H-SSL", "moved, A - H, 3 functions, max over space", near("assl"), near("hssl")))
-    gains = {}
-    for group in ("scale", "trans"):
-        h, frozen = ({s: r["top1"] for s, r in pick(rows_of("learned"), group=group, loss=loss).items()} for loss in ("hssl", "frozen"))
-        gains[group] = {s: h[s] - frozen[s] for s in h.keys() & frozen.keys()}
-    found.append(claim("H-SSL gains more over untrained for scale than for translation", "top-1, gain for scale - gain for translation", gains["scale"], gains["trans"]))
-    return [row for row in found if row]
+    return "\n\n".join([*parts, table(rows_of("structure"), kinds, READ + MEANS[:1])])
 
 
 def claims_table(found=None):
     lines = ["| claim | measured | the two means | difference, 95 % interval | seeds | verdict |", "|---|---|---|---|---|---|"]
-    for r in claims() if found is None else found:
+    for r in claims.claims() if found is None else found:
         digits = 3 if "invariance," in r["what"] else 2
         span = f"{r['mean']:+.{digits}f} [{r['mean'] - r['half']:+.{digits}f}, {r['mean'] + r['half']:+.{digits}f}]"
         span += f", margin {r['margin']:.{digits}f}" if r["margin"] is not None else ""
@@ -318,7 +190,7 @@ def claims_table(found=None):
 
 def power():
     """What five seeds of Table 1 would decide, if means and spreads were those of `learned`."""
-    return claims_table([row for row in compare(rows_of("learned"), "", planned=5) if row])
+    return claims_table(claims.compare(rows_of("learned"), "", planned=5))
 
 
 TABLES = {  # name → function, heading, what it shows
@@ -354,16 +226,16 @@ def main(names):
     if names:
         print("\n\n".join(tables[name]() for name in names))
         return
-    about, silent = open(os.path.join(FOLDER, "ABOUT.md")).read().rstrip().split("\n\n## Where the paper is silent", 1)
+    about, silent = open(os.path.join(claims.FOLDER, "ABOUT.md")).read().rstrip().split("\n\n## Where the paper is silent", 1)
     parts = [about]
     for name, (make, heading, shows) in TABLES.items():
         command = {"claims": "results/run.py learned", "power": "results/tables.py power", "scale_error": "results/scale_error.py", "learned_group": "results/learned_group.py"}.get(name, f"results/run.py {name}")
         rows = rows_of("learned" if name in ("claims", "power") else name)
         own = name in ("learned", "claims", "power") or any(row not in rows_of("learned") for row in rows)  # other experiments share some rows
-        picture = f"\n\n![{heading}]({name}.png)" if os.path.exists(os.path.join(FOLDER, f"{name}.png")) else ""
+        picture = f"\n\n![{heading}]({name}.png)" if os.path.exists(os.path.join(claims.FOLDER, f"{name}.png")) else ""
         text = f"{make()}{picture}" if rows and own else "Not run yet."
         parts.append(f"## {heading}\n\n{shows} `python {command}`\n\n{text}")
-    with open(os.path.join(FOLDER, "README.md"), "w") as file:
+    with open(os.path.join(claims.FOLDER, "README.md"), "w") as file:
         file.write("\n\n".join([*parts, "## Where the paper is silent" + silent]) + "\n")
 
 

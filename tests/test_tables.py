@@ -1,4 +1,4 @@
-"""results/tables.py and run.py: the statistics, what is refused, and the queue's list of what is left; on rows made up here."""
+"""results/claims.py, tables.py and run.py: the statistics, what is refused, and the queue's list of what is left; on rows made up here."""
 import json
 import math
 import os
@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from results import run, tables
+from results import claims, run, tables
 
 
 def row(seed, top1, invariance, **config):
@@ -19,7 +19,7 @@ def row(seed, top1, invariance, **config):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "FOLDER", str(tmp_path))
+    monkeypatch.setattr(claims, "FOLDER", str(tmp_path))
     rows = [row(s, v, [i], loss=loss) for loss, values in (("frozen", ((70, 0.7), (71, 0.72), (72, 0.8))), ("hssl", ((80, 0.10), (82, 0.11), (84, 0.12))),
                                                           ("assl", ((81, 0.10), (82.5, 0.112), (86, 0.121)))) for s, (v, i) in enumerate(values)]
     (tmp_path / "learned.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n[]\n5\n{"torn')
@@ -27,20 +27,20 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_torn_and_foreign_lines_are_left_out(folder):
-    assert len(tables.rows_of("learned")) == 9 and tables.rows_of("nothing") == []
+    assert len(claims.rows_of("learned")) == 9 and claims.rows_of("nothing") == []
 
 
 def test_mean_spread_and_interval():
-    assert tables.spread([80, 82, 84]) == "82.0 ± 2.0" and tables.spread([80]) == "80.0 (1 seed)" and tables.spread([]) == ""
-    mean, half = tables.interval([1.0, 0.5, 2.0])
+    assert claims.spread([80, 82, 84]) == "82.0 ± 2.0" and claims.spread([80]) == "80.0 (1 seed)" and claims.spread([]) == ""
+    mean, half = claims.interval([1.0, 0.5, 2.0])
     assert abs(mean - 3.5 / 3) < 1e-12 and abs(half - 4.30265 * 0.763763 / math.sqrt(3)) < 1e-4  # t(0.975, 2 degrees of freedom)
-    assert tables.interval([5.0]) == (5.0, math.inf)
+    assert claims.interval([5.0]) == (5.0, math.inf)
 
 
 def test_seeds_needed_is_the_smallest_number_that_suffices():
     values, width = [1.0, 2.0, 3.0], 0.5
-    n = tables.seeds_needed(values, width)
-    half = lambda n: tables.student.ppf(0.975, n - 1) * 1.0 / n ** 0.5
+    n = claims.seeds_needed(values, width)
+    half = lambda n: claims.student.ppf(0.975, n - 1) * 1.0 / n ** 0.5
     assert half(n) <= width < half(n - 1)
 
 
@@ -53,18 +53,18 @@ def test_two_rows_that_claim_one_seed_are_told(folder):
 
 def test_a_claim_is_a_paired_difference_with_its_interval_and_margin(folder):
     a, b = {0: 81.0, 1: 82.5, 2: 86.0, 7: 0.0}, {0: 80.0, 1: 82.0, 2: 84.0}
-    made = tables.claim("", "", a, b)
-    mean, half = tables.interval([1.0, 0.5, 2.0])
+    made = claims.claim("", "", a, b)
+    mean, half = claims.interval([1.0, 0.5, 2.0])
     assert (made["mean"], made["half"], made["seeds"]) == (mean, half, 3) and made["verdict"] == "undecided" and "seeds would decide" in made["price"]
-    assert tables.claim("", "", a, b, margin=mean + half)["verdict"] == "equal"
-    assert tables.claim("", "", a, b, margin=mean + half - 1e-6)["verdict"] == "undecided"
+    assert claims.claim("", "", a, b, margin=mean + half)["verdict"] == "equal"
+    assert claims.claim("", "", a, b, margin=mean + half - 1e-6)["verdict"] == "undecided"
     shifted = {s: v + 10 for s, v in a.items()}
-    assert tables.claim("", "", shifted, b, margin=1)["verdict"] == "different" and tables.claim("", "", shifted, b)["verdict"] == "holds"
-    assert tables.claim("", "", b, shifted)["verdict"] == "fails" and tables.claim("", "", {0: 1.0}, b) is None
+    assert claims.claim("", "", shifted, b, margin=1)["verdict"] == "different" and claims.claim("", "", shifted, b)["verdict"] == "holds"
+    assert claims.claim("", "", b, shifted)["verdict"] == "fails" and claims.claim("", "", {0: 1.0}, b) is None
 
 
 def test_the_claims_speak_of_the_rows(folder):
-    found = {r["what"]: r for r in tables.claims()}
+    found = {r["what"]: r for r in claims.claims()}
     same = found["invariance, A - H, rotation"]
     assert same["verdict"] == "equal" and abs(same["mean"] - 0.001) < 1e-9
     assert found["invariance, untrained - H, rotation"]["verdict"] == "holds"
@@ -108,7 +108,7 @@ def test_tables_that_stand_beside_the_papers_numbers(folder, tmp_path):
 
 def test_power_is_the_claims_with_the_interval_of_the_planned_seeds(folder):
     a, b = {0: 81.0, 1: 82.5, 2: 86.0}, {0: 80.0, 1: 82.0, 2: 84.0}
-    now, planned = tables.claim("", "", a, b), tables.claim("", "", a, b, planned=5)
+    now, planned = claims.claim("", "", a, b), claims.claim("", "", a, b, planned=5)
     assert planned["mean"] == now["mean"] and planned["half"] == pytest.approx(now["half"] * (2.776445 / 5 ** 0.5) / (4.302653 / 3 ** 0.5), rel=1e-5)
     assert now["verdict"] == "undecided" and planned["verdict"] == "holds" and planned["seeds"] == 5
     assert "invariance, A - H, rotation" in tables.power() and "| 5 |" in tables.power()

@@ -6,14 +6,14 @@ sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(
 
 from statistics import mean
 
-from results import tables
+from results import claims
 
 # ---------------------------------------------------------------- 1. Eq. 1's error over its null, scale, g = 1
 ratio = {}
 for loss in ("frozen", "hssl", "assl"):
-    runs = tables.pick(tables.rows_of("learned"), group="scale", loss=loss).values()
+    runs = claims.pick(claims.rows_of("learned"), group="scale", loss=loss).values()
     ratio[loss] = mean(r["equation1"][0] / r["invariance"][0] for r in runs)
-    print(f"{tables.LOSSES[loss]}: {ratio[loss]:.2f}")
+    print(f"{claims.LOSSES[loss]}: {ratio[loss]:.2f}")
 assert ratio["hssl"] < 1 < ratio["assl"] < ratio["frozen"]
 # Only H-SSL comes below 1, because it makes the features constant along the axis: then f(x)(g⁻¹·g0) is f(x)(g0), and the error of
 # Eq. 1 is the invariance.  That f(T_g x) comes near to f(x) does not follow.

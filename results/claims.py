@@ -1,0 +1,152 @@
+"""From finished runs to claims: the rows of results/*.jsonl, their means and spreads, and what they decide.
+
+    from results.claims import claims, pick, rows_of
+    claims()                                          # one dict for each claim; results/tables.py prints them
+
+A difference is paired by seed, with a 95 % interval from Student's t.  "Equal" is claimed only if the whole interval lies
+within a stated margin (two one-sided tests).
+"""
+import json
+import math
+import os
+import statistics
+
+from scipy.stats import t as student
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+LOSSES = {"frozen": "untrained", "hssl": "H-SSL (Eq. 3)", "assl": "A-SSL (Eq. 2)", "supervised": "supervised"}
+GROUPS = {"rot": "rotation", "scale": "scale", "trans": "translation"}
+DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10", "tiny-imagenet": "Tiny ImageNet", "mnist5k": "5,000 MNIST digits", "folder": "a folder"}
+READOUTS = ("top1", "linear", "knn", "fiber", "moved")
+DISTANCES = ("invariance", "equation1", "axis")
+
+
+# ---------------------------------------------------------------- rows
+def rows_of(experiment):
+    """results/EXPERIMENT.jsonl: one dict for each run.  [] if there is no such file; incomplete lines are skipped."""
+    path, rows = os.path.join(FOLDER, f"{experiment}.jsonl"), []
+    for line in open(path) if os.path.exists(path) else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "loss" in row:
+            rows.append(row)
+    return rows
+
+
+def pick(rows, **flags):
+    """{seed: row} of the rows with these flags.  Raises ValueError if two rows have the same seed, since they are then different runs."""
+    found = {}
+    for row in rows:
+        if all(row.get(k) == v for k, v in flags.items()):
+            if row["seed"] in found:
+                raise ValueError(f"two runs of seed {row['seed']} have {flags}: remove one from results/*.jsonl")
+            found[row["seed"]] = row
+    return found
+
+
+def mean_over_g(row, name):
+    """The mean of a distance over g; None if it is not defined for this run."""
+    return statistics.mean(row[name]) if row[name] and None not in row[name] else None
+
+
+def value(row, name):
+    """A read-out, or the mean of a distance over the g that A-SSL draws: all g; for translation only one position, since
+    A-SSL shifts by at most 5 px."""
+    if name in READOUTS:
+        return row[name]
+    return row[name][0] if row["group"] == "trans" else mean_over_g(row, name)
+
+
+def by_seed(rows, name, **flags):
+    """{seed: `value`} of the rows with these flags."""
+    return {seed: value(row, name) for seed, row in pick(rows, **flags).items()}
+
+
+# ---------------------------------------------------------------- statistics
+def spread(values, digits=1):
+    """"mean ± standard deviation" of a list of numbers; "" if it is empty."""
+    values = [v for v in values if v is not None]
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f} (1 seed)" if values else ""
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def interval(values, seeds=None):
+    """Mean and half-width of the 95 % interval of a list (infinite for one number).  seeds: the half-width that so many with the same spread would have."""
+    n = seeds or len(values)
+    half = math.inf if min(n, len(values)) < 2 else float(student.ppf(0.975, n - 1)) * statistics.stdev(values) / n ** 0.5
+    return statistics.mean(values), half
+
+
+def seeds_needed(values, width):
+    """The number of seeds with this spread that gives a half-width of at most `width`; at most 1000."""
+    s = statistics.stdev(values)
+    return next((n for n in range(2, 1000) if student.ppf(0.975, n - 1) * s / n ** 0.5 <= width), 1000)
+
+
+# ---------------------------------------------------------------- claims
+def claim(text, what, a, b, margin=None, planned=None):
+    """The difference a - b of two {seed: number}, paired by seed, as a dict.  With a margin the test is "equal", else "a > b".
+
+    planned: the interval and verdict that so many seeds with the same mean and spread would give.  None for fewer than two seeds."""
+    seeds = sorted(a.keys() & b.keys())
+    if len(seeds) < 2:
+        return None
+    values = [a[s] - b[s] for s in seeds]
+    mean, half = interval(values, planned)
+    if margin is None:
+        room, verdict = abs(mean), "holds" if mean > half else "fails" if mean < -half else "undecided"
+    else:
+        room = margin - abs(mean) if margin > abs(mean) else abs(mean)
+        verdict = "equal" if abs(mean) + half <= margin else "different" if abs(mean) > half else "undecided"
+    wanted = seeds_needed(values, max(1e-9, room))
+    price = f"{'1,000 seeds or more' if wanted == 1000 else f'about {wanted} seeds'} would decide if mean and spread stay" if verdict == "undecided" else ""
+    return dict(claim=text, what=what, a=statistics.mean(a[s] for s in seeds), b=statistics.mean(b[s] for s in seeds), mean=mean, half=half, margin=margin,
+                seeds=planned or len(seeds), verdict=verdict, price=price)
+
+
+SAME = (("invariance", "invariance", "assl", 10, "A-SSL and H-SSL teach the same invariance (margin: a tenth of A-SSL's gain over untrained)"),
+        ("moved", "moved", "hssl", 2, "A-SSL and H-SSL reach the same accuracy on changed images (`moved`) (margin: half of H-SSL's gain over untrained)"),
+        ("top1", "top-1", "hssl", 2, "A-SSL and H-SSL reach the same top-1 (margin: half of H-SSL's gain over untrained)"))
+
+
+def compare(rows, where, planned=None):
+    """The claims about A-SSL, H-SSL and the untrained network, for rows of one data set and budget (`where`): see `claim`.
+
+    "The same" is asked with a margin that is a part of the gain over the untrained network, so only where that gain is not 0 (its interval)."""
+    found = []
+    for group, spelled in GROUPS.items():
+        get = lambda loss, name: by_seed(rows, name, group=group, loss=loss)
+        found.append(claim("H-SSL lowers invariance", f"invariance, untrained - H, {spelled}{where}", get("frozen", "invariance"), get("hssl", "invariance"), planned=planned))
+        for name, short, teacher, part, text in SAME:
+            gain = claim("", "", get(teacher, name), get("frozen", name))
+            if gain and abs(gain["mean"]) > gain["half"]:
+                found.append(claim(text, f"{short}, A - H, {spelled}{where}", get("assl", name), get("hssl", name), abs(gain["mean"]) / part, planned))
+    return [row for row in found if row]
+
+
+def claims():
+    """All claims that the finished runs can test: a list of dicts, see `claim`.  Tables, notebook and pictures use it."""
+    learned, knob, repaired, table1 = map(rows_of, ("learned", "knob", "scale_repaired", "table1"))
+    found = compare(learned, "")
+    for data_set in DATA:
+        found += compare([r for r in table1 if r["dataset"] == data_set], f" ({DATA[data_set]}, whole)")
+    moved = lambda loss, epsilon: by_seed(knob, "moved", epsilon=epsilon, loss=loss)
+    exact = claim("", "", moved("hssl", 0), moved("frozen", 0))  # H-SSL's gain where Eq. 1 holds
+    half = exact and abs(exact["mean"]) / 2
+    for epsilon in (0.03, 0.1, 0.3) if half else ():
+        found.append(claim("Eq. 1 broken a little: A-SSL and H-SSL reach the same on turned digits (margin: half of H-SSL's gain at ε = 0)", f"moved, A - H, ε = {epsilon}",
+                           moved("assl", epsilon), moved("hssl", epsilon), half))
+    for epsilon in (1, 3) if half else ():
+        found.append(claim("Eq. 1 broken: A-SSL reaches more on turned digits than H-SSL", f"moved, A - H, ε = {epsilon}", moved("assl", epsilon), moved("hssl", epsilon)))
+        found.append(claim("Eq. 1 broken: H-SSL is no better on turned digits than the untrained network (margin: half of its gain at ε = 0)", f"moved, H - untrained, ε = {epsilon}",
+                           moved("hssl", epsilon), moved("frozen", epsilon), half))
+    near = lambda loss: by_seed(repaired, "moved", functions=3, pool="max", loss=loss)  # the scale network nearest to Eq. 1
+    found.append(claim("Scale, nearer to Eq. 1: H-SSL raises the accuracy on shrunk digits", "moved, H - untrained, 3 functions, max over space", near("hssl"), near("frozen")))
+    found.append(claim("Scale, nearer to Eq. 1: A-SSL reaches more on shrunk digits than H-SSL", "moved, A - H, 3 functions, max over space", near("assl"), near("hssl")))
+    top1 = {(group, loss): by_seed(learned, "top1", group=group, loss=loss) for group in ("scale", "trans") for loss in ("hssl", "frozen")}
+    gains = {g: {s: top1[g, "hssl"][s] - top1[g, "frozen"][s] for s in top1[g, "hssl"].keys() & top1[g, "frozen"].keys()} for g in ("scale", "trans")}
+    found.append(claim("H-SSL gains more over untrained for scale than for translation", "top-1, gain for scale - gain for translation", gains["scale"], gains["trans"]))
+    return [row for row in found if row]
