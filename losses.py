@@ -174,7 +174,7 @@ def distances(f, x, group, elements, g0, map_group=None):
 
 # ---------------------------------------------------------------- random elements, and diagnostics
 class Draws:
-    """Draw random g0, g1, g2 for whole batches (Appendix B).
+    """Draw random g0, g1, g2 for whole batches (Appendix B), and make the two views with them.
 
     A-SSL: T_g1 and T_g2 uniform among the augmentations (translation: shifts of up to ±strength of the size, rounded down);
     one random place for g0, shared by both views.  base_size = |G| reads all of z (SimCLR, Appendix C).
@@ -219,6 +219,12 @@ class Draws:
             views = self.g0.expand(batch, -1), *groups.sample(self.places, self.allowed, batch, generator)
             return views if self.loss == "hssl" else (*views, change(), change())
         return self.map.shift_base(pick(self.places), self.g0), change(), change()
+
+    def views(self, f, h, x, g0, g1, g2, *more):
+        """The two views of images x (B, C_in, H, H) by the loss's equation, for elements drawn by this object: (B, D) twice."""
+        if self.loss == "assl":
+            return a_ssl(f, h, x, self.moves, g0, g1, g2, self.map)
+        return h_ssl(f, h, x, self.map, g0, g1, g2) if self.loss == "hssl" else hybrid(f, h, x, self.map, g0, g1, g2, self.moves, *more)
 
     def moved(self, x, generator):
         """Images x (B, C_in, H, H), each changed by a random T_g of the studied group (translation: ±20 %) → the same shape."""

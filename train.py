@@ -181,24 +181,17 @@ class Objective(nn.Module):
         if args.objective == "byol":
             self.target = copy.deepcopy(nn.ModuleList([f, h])).requires_grad_(False)
 
-    def views(self, f, h, x, elements):
-        if self.args.loss == "assl":
-            return losses.a_ssl(f, h, x, self.draws.moves, *elements, self.draws.map)  # (B, D) twice
-        if self.args.loss == "hybrid":
-            return losses.hybrid(f, h, x, self.draws.map, *elements[:3], self.draws.moves, *elements[3:])  # (B, D) twice
-        return losses.h_ssl(f, h, x, self.draws.map, *elements)  # (B, D) twice
-
     def forward(self, x, labels, *elements):
         args = self.args
         if args.loss == "supervised":
             logits = self.classifier(self.f(x))  # (B, classes)
             return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels), None, None
-        y1, y2 = self.views(self.f, self.h, x, elements)  # (B, D) twice
+        y1, y2 = self.draws.views(self.f, self.h, x, *elements)  # (B, D) twice
         if args.objective not in ("byol", "simsiam"):
             loss = losses.info_nce(y1, y2, args.tau, "ntxent" if args.objective == "ntxent" else "paper", getattr(self, "W", None))
             return loss, y1.detach(), y2.detach()
         with torch.no_grad():
-            t1, t2 = self.views(*self.target, x, elements) if args.objective == "byol" else (y1, y2)  # (B, D) twice
+            t1, t2 = self.draws.views(*self.target, x, *elements) if args.objective == "byol" else (y1, y2)  # (B, D) twice
         return losses.cosine_regression(self.q(y1), self.q(y2), t1, t2), y1.detach(), y2.detach()
 
     @torch.no_grad()
@@ -215,12 +208,12 @@ def main(argv=None):
     rank, local, world, device = launch.start_processes()
     code = checkpoint.code_version()
     dtype = probe.precision(args.amp, device)
+    precision = str(dtype or torch.float32).removeprefix("torch.")
     load = lambda: data.load(args.dataset, args.data_dir, args.train_size, args.seed, args.test_size, args.image_size)
     images = launch.rank0_first(load, local, device) or load()  # first one process of each machine, which may download
     n = len(images.train_x)
     if args.batch_size > n or args.batch_size % world:
-        near = min(args.batch_size, n) // world * world or world
-        raise UsageError(f"--batch-size {args.batch_size} does not fit {n} training images and {world} processes: take {near}")
+        raise UsageError(f"--batch-size {args.batch_size} does not fit {n} training images and {world} processes: take {min(args.batch_size, n) // world * world or world}")
 
     # ---- networks: the same on every process, from the seed
     torch.manual_seed(args.seed)
@@ -258,7 +251,7 @@ def main(argv=None):
     if rank == 0:
         launch.say(f"{args.loss} on {args.dataset}: {n:,} images of {images.train_x.shape[-1]} px, group {args.group}, backbone {args.backbone}, "
                    f"{sum(p.numel() for p in model.f.parameters()):,} parameters; batch {args.batch_size} over {world} process{'es' * (world > 1)}, "
-                   f"learning rate {peak:.3g}, {steps} steps, {str(dtype or torch.float32).split('.')[-1]} on {device.type}")
+                   f"learning rate {peak:.3g}, {steps} steps, {precision} on {device.type}")
         log = open_log(args, step, code)
 
     # ---- the loop
@@ -311,13 +304,12 @@ def main(argv=None):
         dist.destroy_process_group()
     if rank > 0:
         return
-    if good is None:
-        checkpoint.save(args.out, state(), good)  # no step was made: save the initial weights
+    good = good or checkpoint.save(args.out, state(), good)  # no step was made: the initial weights
     probe.draw_curves(args.out)
     result = probe.evaluate(model.f, model.classifier, model.draws, images, device, dtype, args.seed, quiet=False, feed=not args.unfed)
     result |= dict(parameters=sum(p.numel() for p in model.f.parameters()), train_seconds=round(seconds, 2), cpu_seconds=round((cpu + time.process_time()) * world, 1),
                    images_per_second=round(steps * args.batch_size / seconds, 1) if seconds else None, processes=world,
-                   threads=torch.get_num_threads(), code=code, torch=torch.__version__, **config_of(args))
+                   threads=torch.get_num_threads(), precision=precision, code=code, torch=torch.__version__, **config_of(args))
     with checkpoint.atomic_write(os.path.join(args.out, "result.json")) as file:
         json.dump(result, file, indent=1)
     launch.say(f"{probe.report(result)}\ntrained {seconds:.0f} s   {args.out}")

@@ -1,4 +1,6 @@
 """What the tests share: the modules on the path, two threads, the notebooks that run beside them, and digits made of nothing but arithmetic."""
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import subprocess
 import sys
@@ -33,6 +35,15 @@ def pytest_collection_finish(session):
     if session.config.notebooks:
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def nursery():
+    """Start a process that has imported train.py and in which no torch thread has run: tests fork theirs from it in tenths of a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([ROOT, os.path.dirname(__file__)]))
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["train", "matplotlib.pyplot", "test_faults", "test_distributed"])
+        multiprocessing.forkserver.ensure_running()
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ def test_a_run_writes_what_it_promises(tmp_path, loss):
     assert done.stderr == ""  # no progress bar and no warning, as stderr is not a terminal
     folder = tmp_path / "r"
     result = json.load(open(folder / "result.json"))
-    expected = {"top1", "linear", "knn", "fiber", "moved", "invariance", "equation1", "axis", "train_seconds", "images_per_second", "dataset", "group", "loss", "backbone", "epochs", "seed", "parameters"}
+    expected = {"top1", "linear", "knn", "fiber", "moved", "invariance", "equation1", "axis", "train_seconds", "images_per_second", "dataset", "group", "loss", "backbone", "epochs", "seed", "parameters", "precision"}
     assert expected <= result.keys() and result["loss"] == loss and 0 <= result["top1"] <= 100
     config = json.load(open(folder / "config.json"))["config"]
     assert config["width"] == 0.125 and config["batch_size"] == 128
