@@ -11,6 +11,10 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+import launch  # noqa: E402
+
+launch.keep_freed_memory()
+os.environ.update(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_=str(2 ** 31 - 1))  # the same for the processes that tests and notebooks start
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 if not os.environ.get("TEST_ON_GPU"):  # most tests are about the CPU and gloo; a GPU's owner can run the suite on it

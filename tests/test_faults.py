@@ -562,26 +562,26 @@ def many_lives(folder, lines):
             log.flush()
 
 
-def test_two_hundred_random_command_lines(tiny, tmp_path):
+def test_a_hundred_random_command_lines(tiny, tmp_path):
     """Each ends with status 0, or with 2 and one line; and the run that is there in r stays as it is."""
     assert live(tmp_path, [*tiny, "--epochs", 1, "--out", "r"])[0] == 0
     (tmp_path / "file").write_text("mine")
     kept = {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
     draw = random.Random(0)
     lines = [[*tiny, "--epochs", draw.choice("0001"), *draw.choice([[], ["--out", "r"], *[["--out", f"new{i}"]] * 3]), *command_line(draw)]
-             for i in range(200)]
+             for i in range(100)]
     process = fork.Process(target=many_lives, args=(str(tmp_path), lines))
     process.start()
-    process.join(200)
+    process.join()
     lives = [json.loads(line) for line in open(tmp_path / "lives")]
-    assert len(lives) == 200 and process.exitcode == 0
+    assert len(lives) == 100 and process.exitcode == 0
     for one in lives:
         flags = one["line"][len(tiny):]
         assert one["status"] in (0, 2), (flags, one)
         if one["status"] == 2:
             assert one["stderr"].startswith("train.py: ") and one["stderr"].count("\n") == 1 == len(one["stderr"].splitlines()), (flags, one)
     print(Counter(one["status"] for one in lives), *sorted({one["stderr"].strip()[:150] for one in lives}), sep="\n")
-    assert Counter(one["status"] for one in lives)[0] > 40 < Counter(one["status"] for one in lives)[2]
+    assert Counter(one["status"] for one in lives)[0] > 20 < Counter(one["status"] for one in lives)[2]
     assert {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()} == kept and (tmp_path / "file").read_text() == "mine"
     assert not list(tmp_path.rglob("*.tmp"))
 
