@@ -13,9 +13,6 @@ only some elements of the lifted axis: their numbers (B, n) → z (B, C, n, H', 
 Attributes: `order` = G, `channels` = C, `stride` = pixels between neighbouring positions of z, `independent` = whether f can
 compute only some elements, `pool` = how fibers are pooled over space ("mean" as in the paper, or "max"; see groups.fibers),
 `geometry` = (kernel, stride, padding) of the convolutions, from which `legal_sizes` follow.
-
-Input sizes: MNIST 29 px, CIFAR-10 and Tiny ImageNet 31 px.  At these sizes all strides are exact (`legal_sizes`), and z has
-the shapes that the paper states.
 """
 import functools
 import math
@@ -51,8 +48,7 @@ class MNISTNet(nn.Module):
 
     geometry = ((11, 1, 5), (7, 2, 3), (7, 2, 3))
 
-    def __init__(self, scales=(1.0,), rotations=1, width=1.0, c_in=1, extent=1, normalise=nn.Identity(), functions=11, pool="mean",
-                 conv=GConv):
+    def __init__(self, scales=(1.0,), rotations=1, width=1.0, c_in=1, extent=1, normalise=nn.Identity(), functions=11, pool="mean", conv=GConv):
         super().__init__()
         self.pool, self.rotations, self.normalise = pool, rotations, normalise
         c1, c2, c3 = (scaled(c, width) for c in (32, 64, 128))
@@ -97,8 +93,7 @@ class ResNet20(nn.Module):
     The paper pads the lifting layer by 3.  But its shapes of z follow from 31 px only without that padding:
     31 → 25 → 25 → 13 → 7 (→ 4).  So there is none here, and every map before a stride of 2 has an odd size."""
 
-    def __init__(self, kind="cifar10", scales=(1.0,), rotations=1, width=1.0, c_in=3, extent=1, normalise=nn.Identity(),
-                 functions=7, pool="mean", conv=GConv):
+    def __init__(self, kind="cifar10", scales=(1.0,), rotations=1, width=1.0, c_in=3, extent=1, normalise=nn.Identity(), functions=7, pool="mean", conv=GConv):
         super().__init__()
         self.pool, self.rotations, self.normalise = pool, rotations, normalise
         outputs, strides, blocks = {"cifar10": ((128, 256, 512), (1, 2, 2), 3),
@@ -161,9 +156,8 @@ class MLP(nn.Module):
     def __init__(self, pixels, normalise=nn.Identity(), width=1.0):
         super().__init__()
         self.channels = scaled(128, width)
-        sizes = (pixels, scaled(784, width), scaled(1024, width), 16 * self.channels)
-        self.layers = nn.Sequential(normalise, nn.Flatten(), *(
-            layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU())))
+        layers = Head(pixels, (scaled(784, width), scaled(1024, width), 16 * self.channels))
+        self.layers = nn.Sequential(normalise, nn.Flatten(), *layers, nn.ReLU())
 
     def forward(self, x):
         return self.layers(x).unflatten(1, (16, self.channels)).transpose(1, 2)[..., None, None]  # (B, 128, 16, 1, 1)
@@ -262,8 +256,7 @@ class ResNetClassifier(nn.Module):
 
 
 # ---------------------------------------------------------------- building and changing networks
-def build(kind, group, backbone="equivariant", width=1.0, classes=10, size=29, c_in=1, mean=(0.0,), std=(1.0,),
-          base_size=1, extent=1, functions=None, pool="mean"):
+def build(kind, group, backbone="equivariant", width=1.0, classes=10, size=29, c_in=1, mean=(0.0,), std=(1.0,), base_size=1, functions=None, pool="mean"):
     """The backbone f, head h and classifier that Appendix B gives for a data set and a group.
 
     kind "mnist" | "cifar10" | "tiny-imagenet"; group "trans" | "rot" | "scale" | "rotscale"; backbone "equivariant" |
@@ -271,7 +264,7 @@ def build(kind, group, backbone="equivariant", width=1.0, classes=10, size=29, c
     MNISTNet (None: the paper's).  Raises ValueError if Table 2 has no such network, or this image size does not fit it."""
     axis = dict(scales=SCALES if "scale" in group else (1.0,), rotations=4 if group.startswith("rot") else 1)
     inside = dict(width=width, normalise=Normalise(mean, std))
-    choices = dict(c_in=c_in, pool=pool, extent=extent, **axis, **({} if functions is None else dict(functions=functions)))
+    choices = dict(c_in=c_in, pool=pool, **axis, **({} if functions is None else dict(functions=functions)))
     structured = backbone == "equivariant"
     if structured:
         f = MNISTNet(**inside, **choices) if kind == "mnist" else ResNet20(kind, **inside, **choices)

@@ -13,15 +13,9 @@ import io
 import json
 import math
 import os
-import subprocess
 import zipfile
 
 import torch
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks: there, two runs could use one folder
-    fcntl = None
 
 OURS = ("checkpoint.pt", "curves.png", "lock", "metrics.jsonl", "result.json")  # a run's files; "lock" is from older versions
 
@@ -43,10 +37,9 @@ def atomic_write(path, mode="w", keep=None):
         if keep:
             os.replace(path, keep)
         os.replace(path + ".tmp", path)
-    except BaseException:
-        with contextlib.suppress(OSError):
+    finally:
+        with contextlib.suppress(OSError):  # after a success it is no longer there
             os.remove(path + ".tmp")
-        raise
 
 
 def is_file(path):
@@ -63,14 +56,6 @@ def read_lines(path):
         with contextlib.suppress(ValueError, RecursionError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]
-
-
-def code_version():
-    """The git commit of this file, with -dirty if a Python file is changed; None outside a checkout."""
-    git = lambda *words: subprocess.run(["git", *words], cwd=os.path.dirname(os.path.abspath(__file__)), capture_output=True, text=True, timeout=10)
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        commit = git("describe", "--always").stdout.strip()
-        return commit + "-dirty" * git("diff", "--quiet", "HEAD", "--", "*.py").returncode if commit else None
 
 
 def open_run(folder, config, resume, **more):
@@ -110,17 +95,15 @@ def free_name(folder):
 
 
 def lock_folder(folder):
-    """Lock the folder until this process ends or is killed → a file descriptor (Windows: None).  Raises UsageError."""
-    lock = os.open(folder, os.O_RDONLY) if fcntl else None  # lock the folder itself, so there is no lock file
-    try:
-        if fcntl:
+    """Lock the folder until this process ends or is killed → a file descriptor.  Raises UsageError."""
+    with contextlib.suppress(ImportError, OSError):  # Windows, or a file system without locks: there, two runs could use one folder
+        import fcntl
+        lock = os.open(folder, os.O_RDONLY)  # the folder itself, so there is no lock file
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise UsageError(f"another process is using {folder}: wait for it, or choose another --out") from None
-    except OSError:
-        pass  # a file system without locks
-    return lock
+        except BlockingIOError:
+            raise UsageError(f"another process is using {folder}: wait for it, or choose another --out") from None
+        return lock
 
 
 def difference(saved, fresh, name="it"):

@@ -19,8 +19,6 @@ Alphabet, used in every file of this repository
     fibers                     (B, |G|, C)         z read as a function on the group
     z(g⁻¹·g0)  fiber bundle    (B, |g0|·C)
 """
-import math
-
 import torch
 
 SCALES = (1.0, 1.25, 1.33, 1.5, 1.66, 1.75)  # the paper's six (Appendix B)
@@ -300,7 +298,7 @@ def pairs(group, g0, max_distance=None, metric="euclidean"):
                          "and two are needed: take a smaller one")
     place = group.shift_base(g, g0[:1])[:, 0]  # (M,) the first element of each bundle
     d = group.distance(place[:, None], place[None, :], metric)  # (M, M)
-    allowed = d <= (math.inf if max_distance is None else max_distance)
+    allowed = d <= (torch.inf if max_distance is None else max_distance)
     if not (allowed & ~torch.eye(len(g), dtype=torch.bool)).any():
         raise ValueError(f"no two elements are within a {metric} distance of {max_distance}: the nearest are {d[d > 0].min():.3g} apart")
     return g, allowed

@@ -45,7 +45,6 @@ import torch
 from torch import nn
 
 import backbones
-import checkpoint
 import data
 import groups
 import launch
@@ -269,7 +268,7 @@ def main(argv=None):
     except ValueError as error:
         raise UsageError(str(error)) from None
     row = {name: value for name, value in vars(args).items() if name not in ("data_dir", "out")}
-    row |= dict(loss=loss, train_images=len(images.train_y), test_images=len(images.test_y), code=checkpoint.code_version())
+    row |= dict(loss=loss, train_images=len(images.train_y), test_images=len(images.test_y), code=launch.code_version())
     row |= look(f, classifier, draws, A, images, args.seed, group) | dict(untrained=untrained, cpu_seconds=round(time.process_time(), 1))
     if args.out:
         with open(args.out, "a") as file:

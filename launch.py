@@ -1,4 +1,4 @@
-"""Helpers for a command: run in one or many processes, stop on a signal, and report an error in one line.
+"""Helpers for a command: run in one or many processes, stop on a signal, choose a precision, and report an error in one line.
 
 Needs two siblings: checkpoint.py and data.py (for their exceptions).
 
@@ -14,6 +14,7 @@ import ctypes
 import datetime
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -98,6 +99,25 @@ def note_signals():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------- the machine and the code
+def precision(amp, device):
+    """The dtype for autocast that --amp asks for, or None for float32.  auto: half precision if the hardware has it."""
+    if device.type == "cuda":
+        best = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    else:
+        found = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
+        best = torch.bfloat16 if found.get("avx512_bf16") or found.get("amx_bf16") else None
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": best}[amp]
+
+
+def code_version():
+    """The git commit of this file, with -dirty if a Python file is changed; None outside a checkout."""
+    git = lambda *words: subprocess.run(["git", *words], cwd=os.path.dirname(os.path.abspath(__file__)), capture_output=True, text=True, timeout=10)
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        commit = git("describe", "--always").stdout.strip()
+        return commit + "-dirty" * git("diff", "--quiet", "HEAD", "--", "*.py").returncode if commit else None
 
 
 # ---------------------------------------------------------------- flags and messages

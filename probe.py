@@ -142,16 +142,6 @@ def network(config, images):
     return f.train(), h, classifier, draws
 
 
-def precision(amp, device):
-    """The dtype for autocast that --amp asks for, or None for float32.  auto: half precision if the hardware has it."""
-    if device.type == "cuda":
-        best = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    else:
-        found = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
-        best = torch.bfloat16 if found.get("avx512_bf16") or found.get("amx_bf16") else None
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": best}[amp]
-
-
 def open_network(folder, data_dir="data"):
     """A run's folder → f and the classifier with the weights of checkpoint.pt, its Draws, images and configuration.
 
@@ -207,7 +197,7 @@ def main(argv=None):
     f, classifier, draws, images, config = open_network(args.run, args.data_dir)
     launch.keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = evaluate(f.to(device), classifier.to(device), draws, images, device, precision(config["amp"], device), config["seed"],
+    found = evaluate(f.to(device), classifier.to(device), draws, images, device, launch.precision(config["amp"], device), config["seed"],
                      quiet=False, feed=not config["unfed"])
     paths = [os.path.join(args.run, "probe.json")]
     if args.weights:

@@ -11,8 +11,6 @@ checkpoint.pt, and at the end curves.png and result.json.
 The batches come from a generator seeded with (seed, epoch), and g0, g1, g2 from one seeded with (seed, step).  Both are drawn for
 the whole batch, and each process takes its share.  So a run does not depend on the number of processes, up to rounding (the log
 has the loss of the first process's share).  A resumed run equals an unbroken one: bit for bit on a CPU with as many threads.
-
-Exit status: 0; 2 for a problem that the user can fix, reported in one line; 128 + the signal for a run that was stopped.
 """
 import argparse
 import copy
@@ -171,8 +169,6 @@ class Objective(nn.Module):
         self.args, self.draws, self.f, self.h, self.classifier = args, draws, f, h, classifier
         h.requires_grad_(args.loss not in ("supervised", "frozen"))
         classifier.requires_grad_(args.loss == "supervised")  # otherwise detached: probe.py trains its linear layer
-        if args.loss in ("supervised", "frozen"):
-            return
         d = h[-1].num_features  # D
         if args.objective == "bilinear":
             self.W = nn.Parameter(torch.eye(d) / d)  # initially the cosine, if y has unit variance
@@ -190,8 +186,7 @@ class Objective(nn.Module):
         if args.objective not in ("byol", "simsiam"):
             loss = losses.info_nce(y1, y2, args.tau, "ntxent" if args.objective == "ntxent" else "paper", getattr(self, "W", None))
             return loss, y1.detach(), y2.detach()
-        with torch.no_grad():
-            t1, t2 = self.draws.views(*self.target, x, *elements) if args.objective == "byol" else (y1, y2)  # (B, D) twice
+        t1, t2 = self.draws.views(*self.target, x, *elements) if args.objective == "byol" else (y1, y2)  # (B, D) twice
         return losses.cosine_regression(self.q(y1), self.q(y2), t1, t2), y1.detach(), y2.detach()
 
     @torch.no_grad()
@@ -206,8 +201,8 @@ def main(argv=None):
     """Train, then probe.  Raises UsageError and data.DataError, and SystemExit if a signal stopped the run."""
     args = parse(argv)
     rank, local, world, device = launch.start_processes()
-    code = checkpoint.code_version()
-    dtype = probe.precision(args.amp, device)
+    code = launch.code_version()
+    dtype = launch.precision(args.amp, device)
     precision = str(dtype or torch.float32).removeprefix("torch.")
     load = lambda: data.load(args.dataset, args.data_dir, args.train_size, args.seed, args.test_size, args.image_size)
     images = launch.rank0_first(load, local, device) or load()  # first one process of each machine, which may download
@@ -329,8 +324,7 @@ def finite(loss, model, scaler):
     its scale; then only the loss is checked, and that the scale is above 2⁻²⁴."""
     if scaler.is_enabled():
         return bool(loss.isfinite()) and scaler.get_scale() > 2 ** -24
-    norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
-    return bool(torch.stack([loss.detach().float(), *(n.float() for n in norms)]).isfinite().all())
+    return bool((loss.detach() + nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])).isfinite())
 
 
 def measure(args, model, y1, y2, x):

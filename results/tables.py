@@ -1,6 +1,6 @@
 """Make tables from finished runs: results/*.jsonl → results/README.md.  (results/pictures.py makes the pictures.)
 
-    python results/tables.py               # write results/README.md
+    python results/tables.py               # write results/README.md: the text of ABOUT.md with the tables in it
     python results/tables.py learned       # print one table: learned, knob, strength, …, claims, front
 
 Read-outs are means ± standard deviations over seeds; distances for each g are means.  What the runs decide is in claims.py.
@@ -17,7 +17,6 @@ from results import claims  # noqa: E402
 from results.claims import DATA, DISTANCES, GROUPS, LOSSES, READOUTS, mean_over_g, pick, rows_of, spread, value  # noqa: E402
 
 
-# ---------------------------------------------------------------- tables
 def profile(runs, name, digits=2):
     """A distance for g = 1, 2, … as text, each the mean over seeds; "none" if it is not defined for these runs."""
     lists = [row[name] for row in runs if row[name] and None not in row[name]]
@@ -193,50 +192,25 @@ def power():
     return claims_table(claims.compare(rows_of("learned"), "", planned=5))
 
 
-TABLES = {  # name → function, heading, what it shows
-    "learned": (learned, "What the losses teach", "Distances for g = 1, 2, …, in units of that of two different images; for translation a shift down by g positions (4 px each). Read-outs in per cent. The pairs that the losses compare are the same for rotation only: "
-                "for translation A-SSL shifts by at most 5 px, about one position, and H-SSL takes any two positions."),
-    "claims": (claims_table, "Claims", "Differences are paired by seed. Invariance is the mean over the g that A-SSL draws: all g; for translation the shift by one position. "
-               "Whether two losses are the same is asked only where there is a gain over the untrained network to compare with."),
-    "power": (power, "Before the runs of Table 1: what five seeds would decide", "The table above with the means and spreads of its seeds, and the intervals of five."),
-    "unfed": (unfed, "Two readings of an untrained network", "BatchNorm fed with 2,048 training images (as in all other tables), or left at mean 0 and variance 1."),
-    "knob": (knob, "One knob: equivariance broken by ε", "The exact C4 network; each element's coefficients get a random change of size ε·‖w‖, drawn once."),
-    "scale_error": (scale_error, "How near to Eq. 1 a scale network can be", "Untrained, half the width, two seeds; each row names what differs. Below 1, Γ_g predicts the features of the shrunk digit better than doing nothing."),
-    "scale_repaired": (scale_repaired, "A scale network that is nearer to Eq. 1", "Basis functions of the first layer, and how fibers are pooled over space."),
-    "rotation_long": (rotation_long, "MNIST rotation for as many steps as the paper", "7,488 steps at a peak rate of 1.6 (lr 3.2). The paper has 87.2 untrained and 70.3 ± 5.4 after H-SSL. What we see so far, with one seed: "
-                      "top-1 ends below the untrained network after both losses, and falls the longer they train, while the accuracy on turned digits stays up. "
-                      "So the fall is the price of invariance, and not of H-SSL. It is 3 points and not 17. `linear`, without the extra random layer, ends near the paper's number, "
-                      "but starts low too: it does not explain the paper's 87.2."),
-    "strength": (strength, "Augmentation strength and bundle distance", "Both losses against the largest displacement between two views; MNIST, translation."),
-    "learned_group": (learned_group, "The homomorphism, learned", "homomorphism.py on 4,000 digits: an MLP that learns quarter turns, 20 epochs; then a CNN that learns quarter turns or scales, 10 epochs. Γ_g = A^g. ‖A⁴ - 1‖ is 0 if Γ is a representation of C4. In 'no turned image' Γ is given too. "
-                      "A 4-cycle is found if the eigenvalues of A are within 0.15 of 1, i, -1, -i. `kept`: how far apart f puts changed images of two digits, over that for unchanged ones; 0 if all changed images get the same features. "
-                      "The last table: the same digits and 20 epochs with train.py (`python results/run.py structure`)."),
-    "table1": (table1, "Table 1", "Top-1 of the detached classifier; in italics the paper's numbers."),
-    "table2": (table2, "Table 2: networks without structure", "As Table 1; all of z is read, for all four columns."),
-    "figure2_left": (figure2_left, "Fig. 2, left: the size of the base space", "H-SSL on CIFAR-10, a quarter of Table 1's steps."),
-    "figure2_right": (figure2_right, "Fig. 2, right: the largest distance between two bundles", "H-SSL on MNIST, translation; euclidean distances are squared, in positions."),
-}
+TABLES = dict(learned=learned, claims=claims_table, power=power, unfed=unfed, knob=knob, scale_error=scale_error, scale_repaired=scale_repaired,
+              rotation_long=rotation_long, strength=strength, learned_group=learned_group, table1=table1, table2=table2,
+              figure2_left=figure2_left, figure2_right=figure2_right, front=front)
 
 
 def main(names):
-    tables = {name: make for name, (make, _, _) in TABLES.items()} | {"front": front}
-    unknown = [name for name in names if name not in tables]
+    unknown = [name for name in names if name not in TABLES]
     if unknown:
-        sys.exit(f"tables.py: no table is called {unknown[0]}: take {', '.join(tables)}")
+        sys.exit(f"tables.py: no table is called {unknown[0]}: take {', '.join(TABLES)}")
     if names:
-        print("\n\n".join(tables[name]() for name in names))
+        print("\n\n".join(TABLES[name]() for name in names))
         return
-    about, silent = open(os.path.join(claims.FOLDER, "ABOUT.md")).read().rstrip().split("\n\n## Where the paper is silent", 1)
-    parts = [about]
-    for name, (make, heading, shows) in TABLES.items():
-        command = {"claims": "results/run.py learned", "power": "results/tables.py power", "scale_error": "results/scale_error.py", "learned_group": "results/learned_group.py"}.get(name, f"results/run.py {name}")
+    page = open(os.path.join(claims.FOLDER, "ABOUT.md")).read()  # the text, with {learned} where that table goes
+    for name, make in TABLES.items():
         rows = rows_of("learned" if name in ("claims", "power") else name)
         own = name in ("learned", "claims", "power") or any(row not in rows_of("learned") for row in rows)  # other experiments share some rows
-        picture = f"\n\n![{heading}]({name}.png)" if os.path.exists(os.path.join(claims.FOLDER, f"{name}.png")) else ""
-        text = f"{make()}{picture}" if rows and own else "Not run yet."
-        parts.append(f"## {heading}\n\n{shows} `python {command}`\n\n{text}")
+        page = page.replace(f"{{{name}}}", make() if rows and own else "Not run yet.")
     with open(os.path.join(claims.FOLDER, "README.md"), "w") as file:
-        file.write("\n\n".join([*parts, "## Where the paper is silent" + silent]) + "\n")
+        file.write(page)
 
 
 if __name__ == "__main__":
