@@ -1,0 +1,56 @@
+"""The runs of train.py behind the tables: EXPERIMENTS[name] is a list of command lines.  results/run.py does them.
+
+Each experiment becomes results/NAME.jsonl, and a table and mostly a picture of results/README.md.
+"""
+TUNED = "--batch-size 256 --lr 2 --warmup-epochs 0.25 "
+MNIST = "--dataset mnist --epochs 5 " + TUNED
+SHORT = "--dataset mnist --train-size 10000 --test-size 5000 --epochs 6 " + TUNED
+CIFAR = "--dataset cifar10 --width 0.25 --epochs 2 " + TUNED  # until pilot_cifar10 has decided
+TINY = "--dataset tiny-imagenet --width 0.25 --epochs 10 " + TUNED  # until pilot_tiny has decided
+LEARN, THREE = ("frozen", "hssl", "assl"), ("rot", "scale", "trans")
+
+
+def each(text, **choices):
+    """The text with each {name} replaced, once for every combination of the choices: a list."""
+    lines = [text]
+    for name, values in choices.items():
+        lines = [line.replace(f"{{{name}}}", str(v)) for v in values for line in lines]
+    return lines
+
+
+EXPERIMENTS = {
+    "learned": each(SHORT + "--group {group} --loss {loss} --seed {seed}", loss=LEARN, group=THREE, seed=range(5)),
+    "unfed": each(SHORT + "--loss frozen {network} {fed} --seed {seed}", fed=("", "--unfed"), seed=range(3), network=(
+        *(f"--group {g}" for g in THREE), "--group trans --backbone mlp", "--group scale --backbone cnn --width 0.25")),
+    "knob": each(SHORT + "--group rot --epsilon {epsilon} --loss {loss} --seed {seed}", loss=LEARN, epsilon=(0, 0.03, 0.1, 0.3, 1, 3), seed=range(3)),
+    "scale_repaired": each(SHORT + "--group scale {network} --loss {loss} --seed {seed}", loss=LEARN, seed=range(3),
+                           network=("", "--functions 3", "--pool max", "--functions 3 --pool max")),
+    # the paper's number of steps (500 epochs of 60,000 in batches of 4,096: 7,324) at its peak rate (0.1·4096/256), in batches of 128
+    "rotation_long": [f"--dataset mnist --test-size 5000 --epochs 16 --batch-size 128 --lr {lr} --warmup-epochs 0.3 --probe-epochs 2 "
+                      f"--group {group} --loss {loss} --seed {seed}" for group, loss, lr, seed in (
+                          ("rot", "hssl", 3.2, 0), ("rot", "assl", 3.2, 0), ("rot", "frozen", 3.2, 0), ("rot", "hssl", 0.2, 0),
+                          ("scale", "hssl", 3.2, 0), ("scale", "frozen", 3.2, 0), ("rot", "hssl", 3.2, 1), ("rot", "assl", 3.2, 1),
+                          ("rot", "frozen", 3.2, 1), ("rot", "hssl", 3.2, 2), ("rot", "frozen", 3.2, 2))],
+    "strength": each(SHORT + "--group trans {what} --seed {seed}", seed=range(3), what=(
+        *each("--loss assl --strength {s}", s=(0.04, 0.07, 0.11, 0.2, 0.3, 0.45)), *each("--loss hssl --max-distance {d}", d=(1, 2, 4, 8, 18, 32, 98)),
+        *each("--loss {loss} --objective bilinear", loss=("hssl", "assl")), "--loss assl --base-size 64", "--loss frozen")),
+    # for comparison with homomorphism.py: the same digits and epochs, with the structure built in, and the MLP without Γ
+    "structure": each("{what} --seed {seed}", seed=range(3), what=(
+        *each("--loss {loss}", loss=LEARN), "--backbone mlp --loss frozen", "--backbone mlp --loss hssl", "--backbone mlp --loss assl --base-size 16")),
+    # one price for each run, what learns most above the untrained network of its width?
+    "pilot_cifar10": each("--dataset cifar10 --test-size 5000 --group scale --batch-size 256 --warmup-epochs 0.25 {what} --seed 0", what=(
+        "--width 0.25 --loss frozen", "--width 0.25 --epochs 2 --lr 2", "--width 0.25 --epochs 2 --lr 4", "--width 0.25 --epochs 8 --lr 2 --train-size 12500",
+        "--width 0.125 --loss frozen", "--width 0.125 --epochs 4 --lr 2", "--width 0.125 --epochs 4 --lr 4")),
+    "pilot_tiny": each("--dataset tiny-imagenet --group scale --batch-size 256 --warmup-epochs 0.25 {what} --seed 0", what=(
+        "--width 0.25 --loss frozen", "--width 0.25 --epochs 10 --lr 2", "--width 0.25 --epochs 10 --lr 4", "--width 0.125 --epochs 20 --lr 2")),
+    "table1": [line for text, groups, seeds in ((MNIST, ("scale", "rot", "trans"), 5), (CIFAR, ("scale", "rot", "trans"), 3), (TINY, ("scale", "rot"), 3))
+               for line in each(text + "--group {group} --loss {loss} --seed {seed}", group=groups, loss=LEARN, seed=range(seeds))
+               + each(text + "--group {group} --loss supervised --seed {seed}", group=groups, seed=range(3 if text is MNIST else 1))],
+    "table2": [line for loss, mlp, cnn in (("frozen", 1, 1), ("hssl", 1, 1), ("assl", 16, 6), ("supervised", 1, 1)) for seeds in (5 if loss != "supervised" else 3,)
+               for line in each(MNIST + f"--group trans --backbone mlp --base-size {mlp} --loss {loss} --seed {{seed}}", seed=range(seeds))
+               + each(MNIST + f"--group scale --backbone cnn --width 0.25 --base-size {cnn} --loss {loss} --seed {{seed}}", seed=range(seeds))
+               + each(CIFAR + f"--group scale --backbone cnn --width 0.0625 --train-size 12500 --base-size {cnn} --loss {loss} --seed {{seed}}", seed=range(2))],
+    "figure2_right": each(MNIST + "--group trans --max-distance {d} --distance {metric} --seed {seed}", d=(1, 2, 4, 8, 18, 32, 98), metric=("euclidean", "topological"), seed=range(5)),
+    "figure2_left": each(CIFAR + "--train-size 12500 {base} --seed {seed}", seed=range(3), base=(
+        *each("--group rot --base-size {n}", n=(1, 2, 3)), *each("--group scale --base-size {n}", n=(1, 3, 5)), *each("--group trans --base-size {n}", n=(1, 4, 16, 36)))),
+}
