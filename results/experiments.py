@@ -22,7 +22,7 @@ EXPERIMENTS = {
     "learned": each(SHORT + "--group {group} --loss {loss} --seed {seed}", loss=LEARN, group=THREE, seed=range(5)),
     "unfed": each(SHORT + "--loss frozen {network} {fed} --seed {seed}", fed=("", "--unfed"), seed=range(3), network=(
         *(f"--group {g}" for g in THREE), "--group trans --backbone mlp", "--group scale --backbone cnn --width 0.25")),
-    "knob": each(SHORT + "--group rot --epsilon {epsilon} --loss {loss} --seed {seed}", loss=LEARN, epsilon=(0, 0.03, 0.1, 0.3, 1, 3), seed=range(3)),
+    "knob": each(SHORT + "--group rot --epsilon {epsilon} --loss {loss} --seed {seed}", loss=LEARN, epsilon=(0, 0.03, 0.1, 0.3, 1, 3), seed=range(5)),
     "scale_repaired": each(SHORT + "--group scale {network} --loss {loss} --seed {seed}", loss=LEARN, seed=range(3),
                            network=("", "--functions 3", "--pool max", "--functions 3 --pool max")),
     # the paper's number of steps (500 epochs of 60,000 in batches of 4,096: 7,324) at its peak rate (0.1·4096/256), in batches of 128
