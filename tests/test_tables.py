@@ -71,8 +71,15 @@ def test_the_claims_speak_of_the_rows(folder):
     assert found["invariance, untrained - H, rotation"]["verdict"] == "holds"
     assert "invariance, A - H, scale" not in found  # no such rows
     assert same["claim"] in tables.claims_table()
-    changed = [r for r in found.values() if r["corrected"] != r["verdict"]]  # wider intervals can only take a verdict back
-    assert changed and all(r["corrected"] == "undecided" or r["verdict"].startswith(r["corrected"]) for r in changed)
+    for r in found.values():  # for n claims the two tails of 2.5 % become 2.5 % / n
+        wider = claims.student.ppf(1 - 0.025 / len(found), 2) / claims.student.ppf(0.975, 2)
+        assert wider > 1.5 and r["corrected"] == claims.verdict(r["mean"], r["half"] * wider, r["margin"])
+
+
+def test_a_verdict_compares_the_interval_with_0_or_with_the_margin():
+    assert [claims.verdict(mean, 1) for mean in (1.1, 0.9, -0.9, -1.1)] == ["holds", "undecided", "undecided", "fails"]
+    assert [claims.verdict(mean, 1, margin=3) for mean in (0.9, -1.9, 2.1, 0)] == ["equal", "equal, but not 0", "different", "equal"]
+    assert claims.verdict(0.9, 1, margin=1.5) == "undecided"
 
 
 def test_the_results_page_is_what_the_rows_say():
