@@ -92,7 +92,7 @@ def rotation_long():
             if r["loss"] == "frozen":
                 ax.axhline(r[name], color="0.6", lw=0.8, ls="--" if r["group"] == "scale" else "-",
                            label=f"{GROUPS[r['group']]}, untrained" if r["seed"] == 0 else None)
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=7, loc=(0.42, 0.62))
     return figure
 
 
