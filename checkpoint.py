@@ -95,13 +95,14 @@ def free_name(folder):
 
 
 def lock_folder(folder):
-    """Lock the folder until this process ends or is killed → a file descriptor.  Raises UsageError."""
+    """Lock the folder until this process ends or is killed → a file descriptor, or None.  Raises UsageError."""
     with contextlib.suppress(ImportError, OSError):  # Windows, or a file system without locks: there, two runs could use one folder
         import fcntl
         lock = os.open(folder, os.O_RDONLY)  # the folder itself, so there is no lock file
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            os.close(lock)
             raise UsageError(f"another process is using {folder}: wait for it, or choose another --out") from None
         return lock
 

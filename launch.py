@@ -5,6 +5,7 @@ Needs two siblings: checkpoint.py and data.py (for their exceptions).
     rank, local, world, device = start_processes()     # one, or many under torchrun
     rank0_first(make_folder, rank, device)             # one process does it; all stop if it fails
     with note_signals() as noted: ...                  # SIGTERM, Ctrl-C and SIGHUP set noted["signal"]
+    precision("auto", device), code_version()          # the dtype for autocast, and the git commit
     Parser, number                                     # argparse, with errors as UsageError
     sys.exit(command(main, "train.py"))                # the exit status: 0, or 2 after one line on stderr
 """

@@ -223,8 +223,10 @@ class Draws:
     def views(self, f, h, x, g0, g1, g2, *more):
         """The two views of images x (B, C_in, H, H) by the loss's equation, for elements drawn by this object: (B, D) twice."""
         if self.loss == "assl":
-            return a_ssl(f, h, x, self.moves, g0, g1, g2, self.map)
-        return h_ssl(f, h, x, self.map, g0, g1, g2) if self.loss == "hssl" else hybrid(f, h, x, self.map, g0, g1, g2, self.moves, *more)
+            return a_ssl(f, h, x, self.moves, g0, g1, g2, self.map)  # (B, D) twice
+        if self.loss == "hybrid":
+            return hybrid(f, h, x, self.map, g0, g1, g2, self.moves, *more)  # (B, D) twice
+        return h_ssl(f, h, x, self.map, g0, g1, g2)  # (B, D) twice
 
     def moved(self, x, generator):
         """Images x (B, C_in, H, H), each changed by a random T_g of the studied group (translation: ±20 %) → the same shape."""

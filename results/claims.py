@@ -59,6 +59,11 @@ def value(row, name):
     return row[name][0] if row["group"] == "trans" else mean_over_g(row, name)
 
 
+def reach(row):
+    """The largest distance in px between the two views of a run with translations (A-SSL: along the diagonal)."""
+    return 2 * 2 ** 0.5 * int(row["strength"] * 29) if row["loss"] == "assl" else 4 * row["max_distance"] ** 0.5
+
+
 def by_seed(rows, name, **flags):
     """{seed: `value`} of the rows with these flags."""
     return {seed: value(row, name) for seed, row in pick(rows, **flags).items()}

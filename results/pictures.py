@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from results.claims import FOLDER, GROUPS, LOSSES, mean_over_g, pick, rows_of  # noqa: E402
+from results.claims import FOLDER, GROUPS, LOSSES, mean_over_g, pick, reach, rows_of, value  # noqa: E402
 
 COLOURS = {"frozen": "0.6", "hssl": "tab:orange", "assl": "tab:blue"}
 MARKS = {"frozen": "s", "hssl": "o", "assl": "^"}
@@ -92,7 +92,7 @@ def rotation_long():
             if r["loss"] == "frozen":
                 ax.axhline(r[name], color="0.6", lw=0.8, ls="--" if r["group"] == "scale" else "-",
                            label=f"{GROUPS[r['group']]}, untrained" if r["seed"] == 0 else None)
-    axes[0].legend(fontsize=7, loc=(0.42, 0.62))
+    axes[1].legend(fontsize=7, loc="center right")
     return figure
 
 
@@ -101,19 +101,17 @@ def strength():
     rows = [r for r in rows_of("strength") if r["objective"] == "infonce" and r["base_size"] == 1]
     if not {r["loss"] for r in rows} >= {"assl", "hssl"}:
         return None
-    reach = {"assl": lambda r: 2 * 2 ** 0.5 * int(r["strength"] * 29), "hssl": lambda r: 4 * r["max_distance"] ** 0.5 if r["max_distance"] else None}
     figure, axes = plt.subplots(1, 3, figsize=(12.8, 4), layout="constrained")
     for ax, name in zip(axes, ("top1", "linear", "invariance")):
-        value = (lambda r: r["invariance"][0]) if name == "invariance" else lambda r: r[name]
         for loss in ("assl", "hssl"):
             points = {}
             for r in rows:
-                if r["loss"] == loss and reach[loss](r):
-                    points.setdefault(reach[loss](r), []).append(value(r))
+                if r["loss"] == loss:
+                    points.setdefault(reach(r), []).append(value(r, name))
             dots(ax, points, loss)
         for r in rows:
             if r["loss"] == "frozen":
-                ax.axhline(value(r), color="0.6", lw=0.8)
+                ax.axhline(value(r, name), color="0.6", lw=0.8, label="untrained" if r["seed"] == 0 else None)
         ax.set(title=name if name != "invariance" else "invariance to a shift by one position (4 px)", xlabel="largest distance between the two views, px")
     axes[0].legend()
     return figure

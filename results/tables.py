@@ -14,7 +14,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from results import claims  # noqa: E402
-from results.claims import DATA, DISTANCES, GROUPS, LOSSES, READOUTS, mean_over_g, pick, rows_of, spread, value  # noqa: E402
+from results.claims import DATA, DISTANCES, GROUPS, LOSSES, READOUTS, by_seed, mean_over_g, pick, reach, rows_of, spread  # noqa: E402
 
 
 def profile(runs, name, digits=2):
@@ -60,11 +60,10 @@ def paper(table):
 
 def front():
     """The table on the front page: one line for each group, untrained → H-SSL, A-SSL."""
-    theirs = paper("table1")
+    rows, theirs = rows_of("learned"), paper("table1")
     lines = ["| untrained → H-SSL, A-SSL | invariance (translation: one position) | `moved`, % | top-1, % | the paper's top-1, untrained → H-SSL |", "|---|---|---|---|---|"]
     for group, name in GROUPS.items():
-        runs = {loss: pick(rows_of("learned"), group=group, loss=loss).values() for loss in ("frozen", "hssl", "assl")}
-        cell = lambda what, digits: "{} → {}, {}".format(*(spread([value(r, what) for r in runs[loss]], digits) for loss in runs))
+        cell = lambda what, digits: "{} → {}, {}".format(*(spread(by_seed(rows, what, group=group, loss=loss).values(), digits) for loss in ("frozen", "hssl", "assl")))
         lines.append(f"| {name} | {cell('invariance', 2)} | {cell('moved', 1)} | {cell('top1', 1)} | "
                      f"{theirs['mnist', group, 'frozen'][0]:.1f} → {theirs['mnist', group, 'hssl'][0]:.1f} |")
     return "\n".join(lines)
@@ -107,7 +106,6 @@ def rotation_long():
 
 def strength():
     rows = [r for r in rows_of("strength") if r["objective"] == "infonce" and r["base_size"] == 1 and r["epochs"]]
-    reach = lambda r: 2 * 2 ** 0.5 * int(r["strength"] * 29) if r["loss"] == "assl" else 4 * r["max_distance"] ** 0.5
     kinds = sorted({(LOSSES[r["loss"]], round(reach(r), 1), r["strength"], r["max_distance"], r["loss"]) for r in rows})
     text = table(rows, [(f"{label}, at most {px:g} px apart", dict(strength=s, max_distance=d, loss=l)) for label, px, s, d, l in kinds], READ + FAR[:1])
     more = [r for r in rows_of("strength") if r not in rows]
@@ -118,12 +116,12 @@ def strength():
 
 def published(number, kinds):
     """Top-1 of results/table{number}.jsonl with the paper's numbers below.  kinds: (label, flags of the rows, data set and group in paper.json)."""
-    rows, published = rows_of(f"table{number}"), paper(f"table{number}")
+    rows, known = rows_of(f"table{number}"), paper(f"table{number}")
     lines = ["| top-1, % | " + " | ".join(LOSSES.values()) + " |", "|---" * (1 + len(LOSSES)) + "|"]
     for label, flags, key in kinds:
         cells = [spread([r["top1"] for r in pick(rows, loss=loss, **flags).values()], 2) for loss in LOSSES]
         if any(cells):
-            theirs = [published.get((*key, loss)) for loss in LOSSES]
+            theirs = [known.get((*key, loss)) for loss in LOSSES]
             lines += [f"| {label} | " + " | ".join(cells) + " |", "| *the paper* | " + " | ".join(f"*{p[0]} ± {p[1]}*" if p else "" for p in theirs) + " |"]
     return "\n".join([*lines, "", cost(rows)])
 
@@ -199,10 +197,11 @@ def main(names):
     if names:
         print("\n\n".join(TABLES[name]() for name in names))
         return
+    learned_rows = rows_of("learned")
     page = open(os.path.join(claims.FOLDER, "ABOUT.md")).read()  # the text, with {learned} where that table goes
     for name, make in TABLES.items():
-        rows = rows_of("learned" if name == "claims" else name)
-        own = name in ("learned", "claims") or any(row not in rows_of("learned") for row in rows)  # other experiments share some rows
+        rows = learned_rows if name == "claims" else rows_of(name)
+        own = name in ("learned", "claims") or any(row not in learned_rows for row in rows)  # other experiments share some rows
         page = page.replace(f"{{{name}}}", make() if rows and own else "Not run yet.")
     with open(os.path.join(claims.FOLDER, "README.md"), "w") as file:
         file.write(page)
