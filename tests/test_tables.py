@@ -71,6 +71,8 @@ def test_the_claims_speak_of_the_rows(folder):
     assert found["invariance, untrained - H, rotation"]["verdict"] == "holds"
     assert "invariance, A - H, scale" not in found  # no such rows
     assert same["claim"] in tables.claims_table()
+    planned = {r["what"]: r["margin"] for r in claims.compare(claims.rows_of("learned"), "", claims.PLANNED)}
+    assert planned["invariance, A - H, rotation"] == 0.05 and planned["moved, A - H, rotation"] == 2 and planned["top-1, A - H, rotation"] == 1
     for r in found.values():  # for n claims the two tails of 2.5 % become 2.5 % / n
         wider = claims.student.ppf(1 - 0.025 / len(found), 2) / claims.student.ppf(0.975, 2)
         assert wider > 1.5 and r["corrected"] == claims.verdict(r["mean"], r["half"] * wider, r["margin"])
