@@ -159,12 +159,14 @@ def distances(f, x, group, elements, g0, map_group=None):
 
     x (B, C_in, H, W), B >= 2; elements (M,); g0 (|g0|,).  map_group: given if the group does not act on z, it defines how
     fibers are read off z; equation1 and axis are then None, since there is no Γ_g.  → dict of three lists of M floats.  Each
-    float is None if f gives all images the same features (0/0).  f must be in evaluation mode."""
+    float is None if f gives all images the same features, up to rounding (0/0).  f must be in evaluation mode."""
     read = lambda x, base: bundles(f, x, base.expand(len(x), -1, -1), map_group or group)  # (m, B, |g0|·C) at m base spaces
     here = read(x, g0[None])[0]  # (B, |g0|·C)
     moved = [read(group.T(x, g.expand(len(x))), g0[None])[0] for g in elements]  # M × (B, |g0|·C)
+    rms = lambda a: a.double().pow(2).sum(1).mean().sqrt()  # (B, |g0|·C) → ()
     two_images = (2 * here.double().var(0).sum()).sqrt()  # (): mean over i ≠ k of ‖a_i - a_k‖² is twice the variance
-    ratio = lambda a, b: float((a - b).double().pow(2).sum(1).mean().sqrt() / two_images) if two_images > 0 else None
+    collapsed = two_images <= 8 * torch.finfo(here.dtype).eps * rms(here)  # (): images differ by no more than rounding
+    ratio = lambda a, b: None if collapsed else float(rms(a - b) / two_images)
     found = dict(invariance=[ratio(m, here) for m in moved], equation1=None, axis=None)
     if map_group is None:
         along = read(x, group.shift_base(elements, g0))  # (M, B, |g0|·C)

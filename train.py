@@ -327,7 +327,7 @@ def finite(loss, model, scaler):
 
 
 def measure(args, model, y1, y2, x):
-    """Diagnostics for metrics.jsonl, of two views y1, y2 (B, D) and of f on images x (B, C_in, H, H) uint8: a dict."""
+    """Diagnostics for metrics.jsonl, of two views y1, y2 (B, D) and of f on a few training images x (M, C_in, H, H) uint8: a dict."""
     if y1 is None:
         return {}  # supervised
     chance = 2 if args.objective in ("byol", "simsiam") else losses.chance(args.batch_size, args.objective)

@@ -91,14 +91,18 @@ def seeds_needed(values, width):
 
 
 # ---------------------------------------------------------------- claims
+def difference(a, b):
+    """a - b of two {seed: number}, for the seeds that both have."""
+    return {seed: a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())}
+
+
 def claim(text, what, a, b, margin=None):
     """The difference a - b of two {seed: number}, paired by seed, as a dict; None for fewer than two seeds.
 
     With a margin the test is "equal within the margin", else "a > b"."""
-    seeds = sorted(a.keys() & b.keys())
+    seeds, values = difference(a, b).keys(), list(difference(a, b).values())
     if len(seeds) < 2:
         return None
-    values = [a[s] - b[s] for s in seeds]
     mean, half = interval(values)
     found = verdict(mean, half, margin)
     room = margin - abs(mean) if margin is not None and margin > abs(mean) else abs(mean)
@@ -161,11 +165,12 @@ def claims():
         found.append(claim("Eq. 1 broken: A-SSL reaches more on turned digits than H-SSL", f"moved, A - H, ε = {epsilon}", moved("assl", epsilon), moved("hssl", epsilon)))
         found.append(claim("Eq. 1 broken: H-SSL is no better on turned digits than the untrained network (margin: half of its gain at ε = 0)", f"moved, H - untrained, ε = {epsilon}",
                            moved("hssl", epsilon), moved("frozen", epsilon), half))
-    near = lambda loss: by_seed(repaired, "moved", functions=3, pool="max", loss=loss)  # the scale network nearest to Eq. 1
+    near = lambda loss, name="moved", functions=3, pool="max": by_seed(repaired, name, functions=functions, pool=pool, loss=loss)  # without more: the scale network nearest to Eq. 1
     found.append(claim("Scale, nearer to Eq. 1: H-SSL raises the accuracy on shrunk digits", "moved, H - untrained, 3 functions, max over space", near("hssl"), near("frozen")))
     found.append(claim("Scale, nearer to Eq. 1: A-SSL reaches more on shrunk digits than H-SSL", "moved, A - H, 3 functions, max over space", near("assl"), near("hssl")))
-    top1 = {(group, loss): by_seed(learned, "top1", group=group, loss=loss) for group in ("scale", "trans") for loss in ("hssl", "frozen")}
-    gains = {g: {s: top1[g, "hssl"][s] - top1[g, "frozen"][s] for s in top1[g, "hssl"].keys() & top1[g, "frozen"].keys()} for g in ("scale", "trans")}
+    gaps = [difference(*(near(loss, "invariance", *network) for loss in ("hssl", "assl"))) for network in ((None, "mean"), (3, "max"))]
+    found.append(claim("Scale, nearer to Eq. 1: the two losses differ less in invariance", "invariance, (H - A) of the paper's network - (H - A) of 3 functions, max", *gaps))
+    gains = {group: difference(*(by_seed(learned, "top1", group=group, loss=loss) for loss in ("hssl", "frozen"))) for group in ("scale", "trans")}
     found.append(claim("H-SSL gains more over untrained for scale than for translation", "top-1, gain for scale - gain for translation", gains["scale"], gains["trans"]))
     found = [row for row in found if row]
     for row in found:

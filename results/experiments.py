@@ -32,7 +32,7 @@ EXPERIMENTS = {
                           ("scale", "hssl", 3.2, 0), ("scale", "frozen", 3.2, 0), ("rot", "hssl", 3.2, 1), ("rot", "assl", 3.2, 1),
                           ("rot", "frozen", 3.2, 1), ("rot", "hssl", 3.2, 2), ("rot", "frozen", 3.2, 2))],
     "strength": each(SHORT + "--group trans {what} --seed {seed}", seed=range(3), what=(
-        *each("--loss assl --strength {s}", s=(0.04, 0.07, 0.11, 0.2, 0.3, 0.45)), *each("--loss hssl --max-distance {d}", d=(1, 2, 4, 8, 18, 32, 98)),
+        *each("--loss assl --strength {s}", s=(0.04, 0.07, 0.11, 0.2, 0.3, 0.45)), "--loss hssl", *each("--loss hssl --max-distance {d}", d=(1, 2, 4, 8, 18, 32, 98)),
         *each("--loss {loss} --objective bilinear", loss=("hssl", "assl")), "--loss assl --base-size 64", "--loss frozen")),
     # for comparison with homomorphism.py: the same digits and epochs, with the structure built in, and the MLP without Γ
     "structure": each("{what} --seed {seed}", seed=range(3), what=(

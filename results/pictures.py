@@ -125,7 +125,7 @@ def scale_repaired():
     networks = [n for n in ((None, "mean"), (3, "mean"), (None, "max"), (3, "max")) if pick(rows, functions=n[0], pool=n[1], loss="assl")]
     if len(networks) < 2:
         return None
-    figure, axes = plt.subplots(1, len(networks), figsize=(3.5 * len(networks), 3.8), layout="constrained", sharey=True)
+    figure, (*axes, gap) = plt.subplots(1, len(networks) + 1, figsize=(3.5 * len(networks) + 3.5, 3.8), layout="constrained")
     for ax, (functions, pool) in zip(axes, networks):
         for loss in ("frozen", "assl", "hssl"):
             runs = list(pick(rows, functions=functions, pool=pool, loss=loss).values())
@@ -133,9 +133,18 @@ def scale_repaired():
                 dots(ax, {g + 1: list(v) for g, v in enumerate(zip(*(r["invariance"] for r in runs)))}, loss, f"invariance, {LOSSES[loss]}")
                 means = [statistics.mean(v) for v in zip(*(r["equation1"] for r in runs))]
                 ax.plot(range(1, len(means) + 1), means, ":", color=COLOURS[loss], label=f"error of Eq. 1, {LOSSES[loss]}")
-        ax.set(title="the paper's" if (functions, pool) == networks[0] else f"{functions or 11} functions, {pool} over space", xlabel="g")
+        name = "the paper's" if (functions, pool) == networks[0] else f"{functions or 11} functions, {pool} over space"
+        ax.sharey(axes[0])
+        ax.set(title=name, xlabel="g")
+        runs = [pick(rows, functions=functions, pool=pool, loss=loss) for loss in ("frozen", "hssl", "assl")]
+        points = [(mean_over_g(u, "equation1") / mean_over_g(u, "invariance"), mean_over_g(h, "invariance") / mean_over_g(a, "invariance"))
+                  for u, h, a in ([of[seed] for of in runs] for seed in set.intersection(*map(set, runs)))]
+        gap.plot(*zip(*points), "o" if pool == "mean" else "D", mfc="none" if functions else None, color="tab:red", ms=5, label=name)
     axes[0].set_ylabel("over the distance of two images")
     axes[0].legend(fontsize=6)
+    gap.axhline(1, color="0.6", lw=0.8)
+    gap.set(xlabel="untrained error of Eq. 1 over its null", ylabel="invariance after H-SSL / after A-SSL", title="Does H-SSL do what A-SSL does?")
+    gap.legend(fontsize=7)
     return figure
 
 

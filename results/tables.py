@@ -6,6 +6,7 @@
 Read-outs are means ± standard deviations over seeds; distances for each g are means.  What the runs decide is in claims.py.
 run.py, scale_error.py and learned_group.py make the runs; the paper's numbers are in results/paper.json.
 """
+import collections
 import itertools
 import json
 import os
@@ -28,7 +29,9 @@ def cost(rows):
     sizes = sorted({(DATA[r["dataset"]], r["train_images"], r["test_images"], r["epochs"], r["width"]) for r in rows if r["epochs"]})
     what = "; ".join(f" {d}, {n:,} training and {m:,} test images, {e} epochs, width {w:g}" for d, n, m, e, w in sizes)
     commits = ", ".join(sorted({str(row["code"]) for row in rows}))
-    return f"*{len(rows)} runs, {hours:.1f} hours of one CPU core.{what}{'.' * bool(what)} Code: {commits}.*"
+    kinds = collections.Counter(row.get("precision", "not recorded") for row in rows if row["epochs"])
+    precision = f" Precision: {', '.join(f'{name} ({n} runs)' for name, n in sorted(kinds.items()))}." if len(kinds) > 1 else ""
+    return f"*{len(rows)} runs, {hours:.1f} hours of one CPU core.{what}{'.' * bool(what)}{precision} Code: {commits}.*"
 
 
 # ---------------------------------------------------------------- tables

@@ -245,12 +245,13 @@ def test_an_exact_network_has_no_error_of_equation_1():
     assert all(abs(i - a) < 1e-10 for i, a in zip(found["invariance"], found["axis"], strict=True))
 
 
-def test_features_that_never_change_have_no_distances():
+@pytest.mark.parametrize("weight, bias", ((0.0, 0.0), (1e-14, 1.0)), ids=["constant", "up to rounding"])
+def test_features_that_never_change_have_no_distances(weight, bias):
     """0/0 is None, not 0: a collapsed network is not an invariant one."""
-    f = MNISTNet(rotations=4, width=1 / 16).double().eval()
-    for p in f.norms[-1].parameters():
-        torch.nn.init.zeros_(p)
-    found = distances(f, torch.rand(3, 1, 29, 29), Rotation(), torch.arange(1, 4), torch.tensor([0]))
+    f, x = MNISTNet(rotations=4, width=1 / 16).double().eval(), torch.rand(3, 1, 29, 29)
+    torch.nn.init.constant_(f.norms[-1].weight, weight), torch.nn.init.constant_(f.norms[-1].bias, bias)
+    assert (fibers(f(x), Rotation()).var(0).sum() > 0) == (weight > 0)
+    found = distances(f, x, Rotation(), torch.arange(1, 4), torch.tensor([0]))
     assert found == dict(invariance=[None] * 3, equation1=[None] * 3, axis=[None] * 3)
 
 

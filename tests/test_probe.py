@@ -111,3 +111,12 @@ def test_the_probe_feeds_fresh_batchnorm_and_changes_no_weight(monkeypatch):
     before = norm.running_mean.clone()
     look()
     assert norm.momentum == 0.1 and torch.equal(before, norm.running_mean) and all(torch.equal(a, b) for a, b in zip(weights, f.parameters()))
+
+
+def test_the_report_prints_five_read_outs_and_three_distances():
+    found = dict(top1=80.0, linear=50.0, knn=50.0, fiber=50.0, moved=20.0, test_images=400, invariance=[0.25, 1.5], equation1=[3e-7, 0.0], axis=[0.25, 1.5])
+    lines = probe.report(found).splitlines()
+    assert lines[0] == "top1 80.00 ± 2.00 %   linear 50.00 ± 2.50 %   knn 50.00 ± 2.50 %   fiber 50.00 ± 2.50 %   moved 20.00 ± 2.00 %"  # √(p(1 - p)/n)
+    assert [line.split("‖")[-1].split() for line in lines[2:]] == [["0.250", "1.500"], ["3e-07", "0.000"], ["0.250", "1.500"]]
+    without = probe.report(found | dict(invariance=[None, None], equation1=None, axis=None)).splitlines()
+    assert "undefined: f gives all images the same features" in without[2] and all("no Γ_g acts on this network" in line for line in without[3:])
