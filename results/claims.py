@@ -117,7 +117,7 @@ def verdict(mean, half, margin=None):
     if margin is None:
         return "holds" if mean > half else "fails" if mean < -half else "undecided"
     if abs(mean) + half <= margin:
-        return "equal, but not 0" if abs(mean) > half else "equal"
+        return "not 0, but within the margin" if abs(mean) > half else "equal"
     return "different" if abs(mean) > half else "undecided"
 
 

@@ -64,7 +64,7 @@ def paper(table):
 def front():
     """The table on the front page: one line for each group, untrained → H-SSL, A-SSL."""
     rows, theirs = rows_of("learned"), paper("table1")
-    lines = ["| untrained → H-SSL, A-SSL | invariance (translation: one position) | `moved`, % | top-1, % | the paper's top-1, untrained → H-SSL |", "|---|---|---|---|---|"]
+    lines = ["| untrained → after H-SSL, after A-SSL | `invariance` (mean over g; translation: one position) | `moved`, % | top-1, % | the paper's top-1, untrained → H-SSL |", "|---|---|---|---|---|"]
     for group, name in GROUPS.items():
         cell = lambda what, digits: "{} → {}, {}".format(*(spread(by_seed(rows, what, group=group, loss=loss).values(), digits) for loss in ("frozen", "hssl", "assl")))
         lines.append(f"| {name} | {cell('invariance', 2)} | {cell('moved', 1)} | {cell('top1', 1)} | "

@@ -57,7 +57,7 @@ def test_a_claim_is_a_paired_difference_with_its_interval_and_margin(folder):
     mean, half = claims.interval([1.0, 0.5, 2.0])
     assert (made["mean"], made["half"], made["seeds"]) == (mean, half, 3) and made["verdict"] == "undecided" and "seeds have an even chance" in made["price"]
     assert claims.claim("", "", a, b, margin=mean + half)["verdict"] == "equal"
-    assert claims.claim("", "", {s: 83 + s / 10 for s in range(3)}, {s: 82 for s in range(3)}, margin=2)["verdict"] == "equal, but not 0"
+    assert claims.claim("", "", {s: 83 + s / 10 for s in range(3)}, {s: 82 for s in range(3)}, margin=2)["verdict"] == "not 0, but within the margin"
     assert claims.claim("", "", a, b, margin=mean + half - 1e-6)["verdict"] == "undecided"
     shifted = {s: v + 10 for s, v in a.items()}
     assert claims.claim("", "", shifted, b, margin=1)["verdict"] == "different" and claims.claim("", "", shifted, b)["verdict"] == "holds"
@@ -80,7 +80,7 @@ def test_the_claims_speak_of_the_rows(folder):
 
 def test_a_verdict_compares_the_interval_with_0_or_with_the_margin():
     assert [claims.verdict(mean, 1) for mean in (1.1, 0.9, -0.9, -1.1)] == ["holds", "undecided", "undecided", "fails"]
-    assert [claims.verdict(mean, 1, margin=3) for mean in (0.9, -1.9, 2.1, 0)] == ["equal", "equal, but not 0", "different", "equal"]
+    assert [claims.verdict(mean, 1, margin=3) for mean in (0.9, -1.9, 2.1, 0)] == ["equal", "not 0, but within the margin", "different", "equal"]
     assert claims.verdict(0.9, 1, margin=1.5) == "undecided"
 
 
