@@ -1,7 +1,7 @@
 """Make tables from finished runs: results/*.jsonl → results/README.md.  (results/pictures.py makes the pictures.)
 
     python results/tables.py               # write results/README.md: the text of ABOUT.md with the tables in it
-    python results/tables.py learned       # print one table: learned, knob, strength, …, claims, front
+    python results/tables.py learned       # print one table: learned, knob, strength, …, claims, bench, front
 
 Read-outs are means ± standard deviations over seeds; distances for each g are means.  What the runs decide is in claims.py.
 run.py, scale_error.py and learned_group.py make the runs; the paper's numbers are in results/paper.json.
@@ -178,6 +178,16 @@ def learned_group():
     return "\n\n".join([*parts, table(rows_of("structure"), kinds, READ + MEANS[:1])])
 
 
+def bench():
+    """A training step, ours and the usual way (results/bench.json): images per second and their ratios."""
+    found = json.load(open(os.path.join(claims.FOLDER, "bench.json")))
+    columns = (("bf16", "ours", "usual bf16"), ("float32", "ours float32", "usual"))
+    lines = ["| a step of H-SSL | " + " | ".join(f"ours, {p} | the usual way, {p} | ratio" for p, _, _ in columns) + " |", "|---" * 7 + "|"]
+    lines += [f"| {row['what'][6:]} | " + " | ".join(f"{v[a]:,.0f} | {v[b]:,.0f} | {v[a] / v[b]:.1f}" for _, a, b in columns) + " |"
+              for row in found["rows"] if row["what"].startswith("step, ") for v in [row["images_per_second"]]]
+    return "\n".join([*lines, "", "*{cpu}, {threads} threads, torch {torch}.*".format(**found["machine"])])
+
+
 def claims_table():
     lines = ["| claim | measured | the two means | difference, 95 % interval | seeds | verdict | corrected |", "|---|---|---|---|---|---|---|"]
     for r in claims.claims():
@@ -190,7 +200,7 @@ def claims_table():
 
 TABLES = dict(learned=learned, claims=claims_table, unfed=unfed, knob=knob, scale_error=scale_error, scale_repaired=scale_repaired,
               rotation_long=rotation_long, strength=strength, learned_group=learned_group, table1=table1, table2=table2,
-              figure2_left=figure2_left, figure2_right=figure2_right, front=front)
+              figure2_left=figure2_left, figure2_right=figure2_right, bench=bench, front=front)
 
 
 def main(names):
@@ -203,8 +213,8 @@ def main(names):
     learned_rows = rows_of("learned")
     page = open(os.path.join(claims.FOLDER, "ABOUT.md")).read()  # the text, with {learned} where that table goes
     for name, make in TABLES.items():
-        rows = learned_rows if name == "claims" else rows_of(name)
-        own = name in ("learned", "claims") or any(row not in learned_rows for row in rows)  # other experiments share some rows
+        rows = learned_rows if name in ("claims", "bench") else rows_of(name)
+        own = name in ("learned", "claims", "bench") or any(row not in learned_rows for row in rows)  # other experiments share some rows
         page = page.replace(f"{{{name}}}", make() if rows and own else "Not run yet.")
     with open(os.path.join(claims.FOLDER, "README.md"), "w") as file:
         file.write(page)
