@@ -22,6 +22,7 @@ EXPERIMENTS = {
     "learned": each(SHORT + "--group {group} --loss {loss} --seed {seed}", loss=LEARN, group=THREE, seed=range(5)),
     "unfed": each(SHORT + "--loss frozen {network} {fed} --seed {seed}", fed=("", "--unfed"), seed=range(3), network=(
         *(f"--group {g}" for g in THREE), "--group trans --backbone mlp", "--group scale --backbone cnn --width 0.25")),
+    "precision": each(SHORT + "--group rot --amp off --loss {loss} --seed {seed}", loss=("hssl", "assl"), seed=range(3)),  # the same as `learned`, in float32
     "knob": each(SHORT + "--group rot --epsilon {epsilon} --loss {loss} --seed {seed}", loss=LEARN, epsilon=(0, 0.03, 0.1, 0.3, 1, 3), seed=range(5)),
     "scale_repaired": each(SHORT + "--group scale {network} --loss {loss} --seed {seed}", loss=LEARN, seed=range(3),
                            network=("", "--functions 3", "--pool max", "--functions 3 --pool max")),
