@@ -81,16 +81,17 @@ def rotation_long():
     if not rows:
         return None
     figure, axes = plt.subplots(1, 3, figsize=(12.8, 4), layout="constrained")
-    for ax, name in zip(axes, ("top1", "linear", "knn")):
+    for ax, name in zip(axes, ("top1", "linear", "invariance")):
+        read = lambda r: mean_over_g(r, name) if name == "invariance" else r[name]
         for r in rows:
             style = "-" if r["lr"] == 3.2 else ":"
             style = "--" if r["group"] == "scale" else style
             label = f"{GROUPS[r['group']]}, {LOSSES[r['loss']]}" + ", lr / 16" * (r["lr"] != 3.2) if r["seed"] == 0 else None
-            ax.plot(*zip(*[(p["step"], p[name]) for p in r["curve"]]), style, color=COLOURS[r["loss"]], label=label)
-        ax.set(title=name, xlabel="step", ylabel="% of test images" if name == "top1" else None)
+            ax.plot(*zip(*[(p["step"], read(p)) for p in r["curve"]]), style, marker=".", color=COLOURS[r["loss"]], label=label)
+        ax.set(title="invariance, mean over g" if name == "invariance" else name, xlabel="step", ylabel="% of test images" if name == "top1" else None)
         for r in rows_of("rotation_long"):
             if r["loss"] == "frozen":
-                ax.axhline(r[name], color="0.6", lw=0.8, ls="--" if r["group"] == "scale" else "-",
+                ax.axhline(read(r), color="0.6", lw=0.8, ls="--" if r["group"] == "scale" else "-",
                            label=f"{GROUPS[r['group']]}, untrained" if r["seed"] == 0 else None)
     axes[1].legend(fontsize=7, loc="center right")
     return figure
