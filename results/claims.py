@@ -61,7 +61,7 @@ def value(row, name):
 
 def reach(row):
     """The largest distance in px between the two views of a run with translations (A-SSL: along the diagonal)."""
-    return 2 * 2 ** 0.5 * int(row["strength"] * 29) if row["loss"] == "assl" else 4 * row["max_distance"] ** 0.5
+    return 2 * 2 ** 0.5 * int(row["strength"] * 29) if row["loss"] == "assl" else 4 * (row["max_distance"] or 98) ** 0.5  # 98: any two of 8 × 8
 
 
 def by_seed(rows, name, **flags):

@@ -52,7 +52,7 @@ MEANS = [(f"{name}, mean over g", lambda runs, name=name: spread([mean_over_g(r,
 
 
 def learned():
-    kinds = [(f"{GROUPS[g]}, {LOSSES[l]}", dict(group=g, loss=l)) for g in GROUPS for l in ("frozen", "hssl", "assl")]
+    kinds = [(f"{GROUPS[g]}, {LOSSES[l]}", dict(group=g, loss=l, amp="auto")) for g in GROUPS for l in ("frozen", "hssl", "assl")]
     single = rows_of("precision")  # rotation again, in float32 on any machine
     kinds += [(f"rotation, {LOSSES[l]}, in float32", [r for r in single if r["loss"] == l]) for l in ("hssl", "assl")]
     return table(rows_of("learned") + single, kinds, FAR + READ)
@@ -111,8 +111,8 @@ def rotation_long():
 
 def strength():
     rows = [r for r in rows_of("strength") if r["objective"] == "infonce" and r["base_size"] == 1 and r["epochs"]]
-    kinds = sorted({(LOSSES[r["loss"]], round(reach(r), 1), r["strength"], r["max_distance"], r["loss"]) for r in rows})
-    text = table(rows, [(f"{label}, at most {px:g} px apart", dict(strength=s, max_distance=d, loss=l)) for label, px, s, d, l in kinds], READ + FAR[:1])
+    kinds = sorted({(LOSSES[r["loss"]], round(reach(r), 1), r["strength"], r["max_distance"], r["loss"]) for r in rows}, key=lambda kind: kind[:2])
+    text = table(rows, [(f"{label}, at most {px:g} px apart" + ", as in `learned`" * (l == "hssl" and d is None), dict(strength=s, max_distance=d, loss=l)) for label, px, s, d, l in kinds], READ + FAR[:1])
     more = [r for r in rows_of("strength") if r not in rows]
     kinds = [("untrained", dict(loss="frozen")), ("A-SSL, |g0| = |G| (SimCLR)".replace("|", "\\|"), dict(base_size=64)),
              *[(f"{LOSSES[l]}, log-bilinear" + " (DIM(L))" * (l == "hssl"), dict(loss=l, objective="bilinear")) for l in ("hssl", "assl")]]
