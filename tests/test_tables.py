@@ -12,7 +12,7 @@ from results import claims, run, tables
 
 
 def row(seed, top1, invariance, **config):
-    config = dict(dataset="mnist", group="rot", loss="hssl", train_images=100, test_images=50, epochs=3, width=1.0) | config
+    config = dict(dataset="mnist", group="rot", loss="hssl", train_images=100, test_images=50, epochs=3, width=1.0, amp="auto") | config
     return dict(config, seed=seed, top1=top1, linear=top1, knn=top1, fiber=top1, moved=top1, invariance=invariance, equation1=[0.0], axis=invariance,
                 cpu_seconds=36.0, code="abc")
 
