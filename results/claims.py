@@ -100,8 +100,9 @@ def claim(text, what, a, b, margin=None):
     """The difference a - b of two {seed: number}, paired by seed, as a dict; None for fewer than two seeds.
 
     With a margin the test is "equal within the margin", else "a > b"."""
-    seeds, values = difference(a, b).keys(), list(difference(a, b).values())
-    if len(seeds) < 2:
+    seeds = difference(a, b)
+    values = list(seeds.values())
+    if len(values) < 2:
         return None
     mean, half = interval(values)
     found = verdict(mean, half, margin)

@@ -27,7 +27,7 @@ EXPERIMENTS = {
     "scale_repaired": each(SHORT + "--group scale {network} --loss {loss} --seed {seed}", loss=LEARN, seed=range(3),
                            network=("", "--functions 3", "--pool max", "--functions 3 --pool max")),
     # the paper's number of steps (500 epochs of 60,000 in batches of 4,096: 7,324) at its peak rate (0.1·4096/256), in batches of 128
-    "rotation_long": [f"--dataset mnist --test-size 5000 --epochs 16 --batch-size 128 --lr {lr} --warmup-epochs 0.3 --probe-epochs 16 "
+    "rotation_long": [f"--dataset mnist --test-size 5000 --epochs 16 --batch-size 128 --lr {lr} --warmup-epochs 0.3 --probe-epochs 4 "
                       f"--group {group} --loss {loss} --seed {seed}" for group, loss, lr, seed in (
                           ("rot", "hssl", 3.2, 0), ("rot", "assl", 3.2, 0), ("rot", "frozen", 3.2, 0), ("rot", "hssl", 0.2, 0),
                           ("scale", "hssl", 3.2, 0), ("scale", "frozen", 3.2, 0), ("rot", "hssl", 3.2, 1), ("rot", "assl", 3.2, 1),

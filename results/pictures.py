@@ -27,6 +27,14 @@ def dots(ax, points, loss, label=None):
     ax.plot([x for x in xs for _ in points[x]], [v for x in xs for v in points[x]], MARKS[loss], color=COLOURS[loss], ms=4)
 
 
+def gaps(rows, **flags):
+    """For each seed of the rows with these flags: the untrained network's error of Eq. 1, its null, and the invariance after
+    H-SSL over that after A-SSL; means over g."""
+    runs = [pick(rows, loss=loss, **flags) for loss in ("frozen", "hssl", "assl")]
+    return [(mean_over_g(u, "equation1"), mean_over_g(u, "invariance"), mean_over_g(h, "invariance") / mean_over_g(a, "invariance"))
+            for u, h, a in ([of[seed] for of in runs] for seed in sorted(set.intersection(*map(set, runs))))]
+
+
 def learned():
     """Invariance to T_g after both losses, for three groups."""
     rows = rows_of("learned")
@@ -54,14 +62,10 @@ def knob():
     if not epsilons:
         return None
     figure, (left, *others) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
-    error, ratio = [], []
     for e in epsilons:
-        runs = {loss: pick(rows, epsilon=e, loss=loss) for loss in ("frozen", "hssl", "assl")}
-        for s in runs["frozen"].keys() & runs["hssl"].keys() & runs["assl"].keys():
-            error.append(mean_over_g(runs["frozen"][s], "equation1"))
-            ratio.append(mean_over_g(runs["hssl"][s], "invariance") / mean_over_g(runs["assl"][s], "invariance"))
-            left.annotate(f"{e:g}", (error[-1], ratio[-1]), fontsize=7, xytext=(3, 3), textcoords="offset points")
-    left.plot(error, ratio, "o", color="tab:red", ms=5)
+        for error, _, ratio in gaps(rows, epsilon=e):
+            left.plot(error, ratio, "o", color="tab:red", ms=5)
+            left.annotate(f"{e:g}", (error, ratio), fontsize=7, xytext=(3, 3), textcoords="offset points")
     left.axhline(1, color="0.6", lw=0.8)
     left.set(xscale="log", xlabel="error of Eq. 1 of the untrained network, mean over g\n(numbers: ε; at ε = 0 it is the rounding of float32)",
              ylabel="invariance after H-SSL / after A-SSL\n(1: the theory)", title="Does H-SSL do what A-SSL does?")
@@ -137,10 +141,7 @@ def scale_repaired():
         name = "the paper's" if (functions, pool) == networks[0] else f"{functions or 11} functions, {pool} over space"
         ax.sharey(axes[0])
         ax.set(title=name, xlabel="g")
-        runs = [pick(rows, functions=functions, pool=pool, loss=loss) for loss in ("frozen", "hssl", "assl")]
-        points = [(mean_over_g(u, "equation1") / mean_over_g(u, "invariance"), mean_over_g(h, "invariance") / mean_over_g(a, "invariance"))
-                  for u, h, a in ([of[seed] for of in runs] for seed in set.intersection(*map(set, runs)))]
-        gap.plot(*zip(*points), "o" if pool == "mean" else "D", mfc="none" if functions else None, color="tab:red", ms=5, label=name)
+        gap.plot(*zip(*[(error / null, ratio) for error, null, ratio in gaps(rows, functions=functions, pool=pool)]), "o" if pool == "mean" else "D", mfc="none" if functions else None, color="tab:red", ms=5, label=name)
     axes[0].set_ylabel("over the distance of two images")
     axes[0].legend(fontsize=6)
     gap.axhline(1, color="0.6", lw=0.8)

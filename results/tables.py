@@ -215,9 +215,9 @@ def main(names):
     learned_rows = rows_of("learned")
     page = open(os.path.join(claims.FOLDER, "ABOUT.md")).read()  # the text, with {learned} where that table goes
     for name, make in TABLES.items():
-        rows = learned_rows if name in ("claims", "bench") else rows_of(name)
-        own = name in ("learned", "claims", "bench") or any(row not in learned_rows for row in rows)  # other experiments share some rows
-        page = page.replace(f"{{{name}}}", make() if rows and own else "Not run yet.")
+        # another experiment has run if it has a row that it does not share with `learned`
+        ready = learned_rows if name in ("learned", "claims", "bench") else any(row not in learned_rows for row in rows_of(name))
+        page = page.replace(f"{{{name}}}", make() if ready else "Not run yet.")
     with open(os.path.join(claims.FOLDER, "README.md"), "w") as file:
         file.write(page)
 
