@@ -111,7 +111,7 @@ def rotation_long():
 
 def strength():
     rows = [r for r in rows_of("strength") if r["objective"] == "infonce" and r["base_size"] == 1 and r["epochs"]]
-    kinds = sorted({(LOSSES[r["loss"]], round(reach(r), 1), r["strength"], r["max_distance"], r["loss"]) for r in rows}, key=lambda kind: kind[:2])
+    kinds = sorted({(LOSSES[r["loss"]], round(reach(r), 1), r["strength"], r["max_distance"], r["loss"]) for r in rows}, key=lambda kind: (*kind[:2], str(kind)))
     text = table(rows, [(f"{label}, at most {px:g} px apart" + ", as in `learned`" * (l == "hssl" and d is None), dict(strength=s, max_distance=d, loss=l)) for label, px, s, d, l in kinds], READ + FAR[:1])
     more = [r for r in rows_of("strength") if r not in rows]
     kinds = [("untrained", dict(loss="frozen")), ("A-SSL, |g0| = |G| (SimCLR)".replace("|", "\\|"), dict(base_size=64)),
