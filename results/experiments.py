@@ -25,7 +25,8 @@ EXPERIMENTS = {
         *(f"--group {g}" for g in THREE), "--group trans --backbone mlp", "--group scale --backbone cnn --width 0.25")),
     "precision": each(SHORT + "--group rot --amp off --loss {loss} --seed {seed}", loss=("hssl", "assl"), seed=range(3)),  # the same as `learned`, in float32
     "knob": each(SHORT + "--group rot --epsilon {epsilon} --loss {loss} --seed {seed}", loss=LEARN, epsilon=(0, 0.03, 0.1, 0.3, 1, 3), seed=range(3))
-            + each(SHORT + "--group rot --epsilon {epsilon} --loss {loss} --seed {seed}", loss=LEARN, epsilon=(0, 0.03, 3), seed=(3, 4)),  # undecided with three seeds
+            + each(SHORT + "--group rot --epsilon {epsilon} --loss {loss} --seed {seed}", loss=LEARN, epsilon=(0, 0.03, 3), seed=(3, 4))  # undecided with three seeds
+            + each(SHORT + "--group rot --epsilon 3 --loss {loss} --seed {seed}", loss=LEARN, seed=(5, 6)),  # seven have an even chance to decide
     "scale_repaired": each(SHORT + "--group scale {network} --loss {loss} --seed {seed}", loss=LEARN, seed=range(3),
                            network=("", "--functions 3", "--pool max", "--functions 3 --pool max")),
     # the paper's number of steps (500 epochs of 60,000 in batches of 4,096: 7,324) at its peak rate (0.1·4096/256), in batches of 128
