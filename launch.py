@@ -4,6 +4,7 @@ Needs two siblings: checkpoint.py and data.py (for their exceptions).
 
     rank, local, world, device = start_processes()     # one, or many under torchrun
     rank0_first(make_folder, rank, device)             # one process does it; all stop if it fails
+    synchronise(model)                                 # BatchNorm over the samples of all processes
     with note_signals() as noted: ...                  # SIGTERM, Ctrl-C and SIGHUP set noted["signal"]
     precision("auto", device), code_version()          # the dtype for autocast, and the git commit
     Parser, number                                     # argparse, with errors as UsageError
@@ -21,6 +22,9 @@ import time
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from checkpoint import UsageError
 from data import DataError
@@ -100,6 +104,63 @@ def note_signals():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------- BatchNorm over all processes
+class SyncBatchNorm(_BatchNorm):
+    """BatchNorm over all processes' samples, for the CPU (torch's own needs a GPU): N processes compute what one would."""
+
+    def _check_input_dim(self, x):
+        pass  # any number of dimensions is allowed
+
+    def forward(self, x):
+        """x (B, C, …), the same B on every process → the same shape and dtype; its buffers are updated as in BatchNorm."""
+        if not (self.training and dist.is_initialized()):
+            return super().forward(x)
+        mean, variance = Moments.apply(x)  # (C,) twice
+        m, v, n = mean.detach(), variance.detach(), x.numel() // x.shape[1] * dist.get_world_size()  # (C,) twice, an int
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(m, self.momentum)  # (C,)
+        self.running_var.lerp_(v * n / (n - 1), self.momentum)  # (C,)
+        # F.batch_norm treats m and v as constants: factors 1 in weight and terms 0 in bias carry their gradients
+        weight = self.weight * ((v + self.eps) / (variance + self.eps)).sqrt()  # (C,)
+        bias = self.bias + self.weight * (m - mean) * (v + self.eps).rsqrt()  # (C,)
+        return F.batch_norm(x, m, v, weight, bias, False, 0.0, self.eps)  # (B, C, …)
+
+
+class Moments(torch.autograd.Function):
+    """Mean μ and variance σ² of all processes' x (B, C, …), (C,) each: ∂μ/∂x = 1/n and ∂σ²/∂x = 2·(x - μ)/n."""
+
+    @staticmethod
+    def forward(ctx, x):
+        zero = torch.zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))  # (C,)
+        here = torch.stack(torch.batch_norm_update_stats(x, zero, zero.clone(), 0.0))  # (2, C): of this process, in one fast kernel
+        ctx.world = dist.get_world_size()
+        everyone = [torch.empty_like(here) for _ in range(ctx.world)]
+        dist.all_gather(everyone, here)
+        means, variances = torch.stack(everyone, 1)  # (R, C) twice
+        mean = means.mean(0)  # (C,)
+        ctx.save_for_backward(x, mean)
+        return mean, (variances + (means - mean) ** 2).mean(0)  # (C,) twice
+
+    @staticmethod
+    def backward(ctx, dmean, dvariance):
+        x, mean = ctx.saved_tensors
+        d = torch.stack([2 * dvariance, dmean]) * (x.shape[1] / x.numel() / ctx.world)  # (2, C)
+        dist.all_reduce(d)
+        return F.batch_norm(x, mean, torch.ones_like(mean), *d, False, 0.0, 0.0)  # (x - μ)·2·dσ²/n + dμ/n: (B, C, …)
+
+
+def synchronise(module, but=None):
+    """Replace every BatchNorm in the module by one over all processes, in place, except in the submodule `but`."""
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm) and child.weight.is_cuda:
+            setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+        elif isinstance(child, _BatchNorm):
+            child.__class__ = SyncBatchNorm  # the same weights, buffers and names
+        elif child is not but:
+            synchronise(child, but)
+    return module
 
 
 # ---------------------------------------------------------------- the machine and the code

@@ -216,7 +216,7 @@ def main(argv=None):
     except ValueError as error:
         raise UsageError(str(error)) from None
     if world > 1:  # a detached classifier is not trained here, and only the first process probes with it
-        backbones.synchronise(model, but=None if args.loss == "supervised" else model.classifier)
+        launch.synchronise(model, but=None if args.loss == "supervised" else model.classifier)
     optimizer = LARS((p for p in model.parameters() if p.requires_grad), weight_decay=args.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 

@@ -7,6 +7,7 @@ Read-outs are means ± standard deviations over seeds; distances for each g are 
 run.py, scale_error.py and learned_group.py make the runs; the paper's numbers are in results/paper.json.
 """
 import collections
+import functools
 import itertools
 import json
 import os
@@ -119,8 +120,17 @@ def strength():
     return text + "\n\n" + table(more, kinds, READ + FAR[:1])
 
 
+def pilot(name):
+    """One line for each run of a pilot, with its minutes."""
+    rows = rows_of(name)
+    label = lambda r: f"{LOSSES.get(r['loss'], r['loss'])}, width {r['width']:g}" + (f", {r['epochs']} epochs, batch {r['batch_size']}, lr {r['lr']:g}" if r["epochs"] else "") \
+        + f", {r['functions']} functions" * bool(r["functions"]) + ", maximum over space" * (r["pool"] == "max")
+    return table(rows, [(label(r), [r]) for r in rows], [("minutes of one core", lambda runs: f"{runs[0]['cpu_seconds'] / 60:.0f}"), *READ, *FAR[:1]])
+
+
 def published(number, kinds):
-    """Top-1 of results/table{number}.jsonl with the paper's numbers below.  kinds: (label, flags of the rows, data set and group in paper.json)."""
+    """Top-1 of results/table{number}.jsonl with the paper's numbers below, then everything that was measured.
+    kinds: (label, flags of the rows, data set and group in paper.json)."""
     rows, known = rows_of(f"table{number}"), paper(f"table{number}")
     lines = ["| top-1, % | " + " | ".join(LOSSES.values()) + " |", "|---" * (1 + len(LOSSES)) + "|"]
     for label, flags, key in kinds:
@@ -128,7 +138,8 @@ def published(number, kinds):
         if any(cells):
             theirs = [known.get((*key, loss)) for loss in LOSSES]
             lines += [f"| {label} | " + " | ".join(cells) + " |", "| *the paper* | " + " | ".join(f"*{p[0]} ± {p[1]}*" if p else "" for p in theirs) + " |"]
-    return "\n".join([*lines, "", cost(rows)])
+    every = [(f"{label}, {name}", dict(loss=loss, **flags)) for label, flags, _ in kinds for loss, name in LOSSES.items()]
+    return "\n".join([*lines, "", table(rows, every, FAR + READ)])
 
 
 def table1():
@@ -201,7 +212,8 @@ def claims_table():
 
 
 TABLES = dict(learned=learned, claims=claims_table, unfed=unfed, knob=knob, scale_error=scale_error, scale_repaired=scale_repaired,
-              rotation_long=rotation_long, strength=strength, learned_group=learned_group, table1=table1, table2=table2,
+              rotation_long=rotation_long, strength=strength, learned_group=learned_group,
+              **{name: functools.partial(pilot, name) for name in ("pilot_speed", "pilot_cifar10", "pilot_tiny")}, table1=table1, table2=table2,
               figure2_left=figure2_left, figure2_right=figure2_right, bench=bench, front=front)
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import blobs, relative, trained
 
-from backbones import (CNN, MLP, Head, MNISTClassifier, MNISTNet, Normalise, ResNet20, ResNetClassifier, build, legal_sizes, perturb,
-                       synchronise)
+from backbones import (CNN, MLP, Head, MNISTClassifier, MNISTNet, Normalise, ResNet20, ResNetClassifier, build, legal_sizes, perturb)
 from gconv import GConv
 from groups import SCALES, Rotation, RotationScale, Scale, Translation
+from launch import synchronise
 from losses import distances
 
 

@@ -9,7 +9,8 @@ from conftest import relative
 from torch.nn.parallel import DistributedDataParallel
 
 import train
-from backbones import build, synchronise
+from backbones import build
+from launch import synchronise
 from losses import Draws, info_nce
 
 pytestmark = pytest.mark.slow

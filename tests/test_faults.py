@@ -375,7 +375,7 @@ def test_a_detached_classifier_is_not_synchronised():
     f, h, classifier = backbones.build("cifar10", "trans", width=1 / 16)
     model = torch.nn.ModuleList([f, h, classifier])
     before = Counter(type(m) for m in classifier.modules())
-    backbones.synchronise(model, but=classifier)
+    launch.synchronise(model, but=classifier)
     assert Counter(type(m) for m in classifier.modules()) == before
     assert not any(isinstance(m, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)) for part in (f, h) for m in part.modules())
 
