@@ -208,7 +208,8 @@ def claims_table():
         span = f"{r['mean']:+.{digits}f} [{r['mean'] - r['half']:+.{digits}f}, {r['mean'] + r['half']:+.{digits}f}]"
         span += f", margin {r['margin']:.{digits}f}" if r["margin"] is not None else ""
         lines.append(f"| {r['claim']} | {r['what']} | {r['a']:.{digits}f}, {r['b']:.{digits}f} | {span} | {r['seeds']} | {r['verdict']}{': ' * bool(r['price'])}{r['price']} | {r['corrected']} |")
-    return "\n".join(lines)
+    minutes = statistics.mean(r["cpu_seconds"] for r in rows_of("learned") if r["epochs"]) / 60
+    return "\n".join([*lines, "", f"*One more seed needs two runs, each about {minutes:.0f} minutes of one CPU core.*"])
 
 
 TABLES = dict(learned=learned, claims=claims_table, unfed=unfed, knob=knob, scale_error=scale_error, scale_repaired=scale_repaired,
