@@ -6,12 +6,13 @@
 A difference is paired by seed, with a 95 % interval from Student's t.  "Equal" is claimed only if the whole interval lies
 within a stated margin (two one-sided tests).
 """
-import json
 import math
 import os
 import statistics
 
 from scipy.stats import t as student
+
+import checkpoint
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 LOSSES = {"frozen": "untrained", "hssl": "H-SSL (Eq. 3)", "assl": "A-SSL (Eq. 2)", "supervised": "supervised"}
@@ -24,15 +25,7 @@ DISTANCES = ("invariance", "equation1", "axis")
 # ---------------------------------------------------------------- rows
 def rows_of(experiment):
     """results/EXPERIMENT.jsonl: one dict for each run.  [] if there is no such file; incomplete lines are skipped."""
-    path, rows = os.path.join(FOLDER, f"{experiment}.jsonl"), []
-    for line in open(path) if os.path.exists(path) else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "loss" in row:
-            rows.append(row)
-    return rows
+    return [row for row in checkpoint.read_lines(os.path.join(FOLDER, f"{experiment}.jsonl")) if "loss" in row]
 
 
 def pick(rows, **flags):
