@@ -122,10 +122,14 @@ def strength():
 
 def pilot(name):
     """One line for each run of a pilot, with its minutes."""
+    def label(r):
+        trained = f", {r['epochs']} epoch{'s' * (r['epochs'] > 1)}, batch {r['batch_size']}, lr {r['lr']:g}" * bool(r["epochs"])
+        more = f", {r['functions']} functions" * bool(r["functions"]) + ", maximum over space" * (r["pool"] == "max")
+        return LOSSES.get(r["loss"], r["loss"]) + f", width {r['width']:g}" + trained + more
+
+    minutes = lambda runs: f"{(runs[0]['train_seconds'] or 0) / 60:.1f}, {runs[0]['cpu_seconds'] / 60:.1f}"
     rows = rows_of(name)
-    label = lambda r: f"{LOSSES.get(r['loss'], r['loss'])}, width {r['width']:g}" + (f", {r['epochs']} epochs, batch {r['batch_size']}, lr {r['lr']:g}" if r["epochs"] else "") \
-        + f", {r['functions']} functions" * bool(r["functions"]) + ", maximum over space" * (r["pool"] == "max")
-    return table(rows, [(label(r), [r]) for r in rows], [("minutes of one core", lambda runs: f"{runs[0]['cpu_seconds'] / 60:.0f}"), *READ, *FAR[:1]])
+    return table(rows, [(label(r), [r]) for r in rows], [("minutes of one core: training, all", minutes), *READ, *FAR[:1]])
 
 
 def published(number, kinds):
