@@ -129,8 +129,8 @@ def test_resumed_and_killed_runs_end_bit_for_bit_like_unbroken_ones(tmp_path):
     for attempt, how in enumerate((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)):
         process = subprocess.Popen(command + ["--resume"] * (attempt > 0), cwd=tmp_path, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
-        log, wanted = tmp_path / "broken/checkpoint.pt", time.time()
-        while process.poll() is None and not (log.exists() and log.stat().st_mtime > wanted):
+        saved, wanted = tmp_path / "broken/checkpoint.pt.previous", time.time()  # is only ever replaced; checkpoint.pt is away for a moment
+        while process.poll() is None and not (saved.exists() and saved.stat().st_mtime > wanted):
             time.sleep(0.01)
         process.send_signal(how)
         stderr = process.communicate(timeout=60)[1]
