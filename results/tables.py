@@ -121,15 +121,16 @@ def strength():
 
 
 def pilot(name):
-    """One line for each run of a pilot, with its minutes."""
+    """One line for each setting of a pilot, with the minutes of one run."""
     def label(r):
         trained = f", {r['epochs']} epoch{'s' * (r['epochs'] > 1)}, batch {r['batch_size']}, lr {r['lr']:g}" * bool(r["epochs"])
         more = f", {r['functions']} functions" * bool(r["functions"]) + ", maximum over space" * (r["pool"] == "max")
         return LOSSES.get(r["loss"], r["loss"]) + f", width {r['width']:g}" + trained + more
 
-    minutes = lambda runs: f"{(runs[0]['train_seconds'] or 0) / 60:.1f}, {runs[0]['cpu_seconds'] / 60:.1f}"
+    minutes = lambda runs: f"{statistics.mean(r['cpu_seconds'] for r in runs) / 60:.0f}"
     rows = rows_of(name)
-    return table(rows, [(label(r), [r]) for r in rows], [("minutes of one core: training, all", minutes), *READ, *FAR[:1]])
+    kinds = [(kind, [r for r in rows if label(r) == kind]) for kind in dict.fromkeys(map(label, rows))]
+    return table(rows, kinds, [("minutes of one core", minutes), *READ, *FAR[:1]])
 
 
 def published(number, kinds):
