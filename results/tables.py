@@ -217,10 +217,17 @@ def claims_table():
     return "\n".join([*lines, "", f"*One more seed needs two runs, each about {minutes:.0f} minutes of one CPU core.*"])
 
 
+def spent():
+    """All runs behind the page, those that tables share counted once."""
+    names = [name[:-6] for name in sorted(os.listdir(claims.FOLDER)) if name.endswith(".jsonl")]
+    rows = {json.dumps(row, sort_keys=True): row for name in names for row in rows_of(name)}
+    return f"{len(rows)} runs, {sum(row.get('cpu_seconds', 0) for row in rows.values()) / 3600:.1f} hours of one CPU core"
+
+
 TABLES = dict(learned=learned, claims=claims_table, unfed=unfed, knob=knob, scale_error=scale_error, scale_repaired=scale_repaired,
               rotation_long=rotation_long, strength=strength, learned_group=learned_group,
               **{name: functools.partial(pilot, name) for name in ("pilot_speed", "pilot_cifar10", "pilot_tiny")}, table1=table1, table2=table2,
-              figure2_left=figure2_left, figure2_right=figure2_right, bench=bench, front=front)
+              figure2_left=figure2_left, figure2_right=figure2_right, bench=bench, front=front, spent=spent)
 
 
 def main(names):
@@ -234,7 +241,7 @@ def main(names):
     page = open(os.path.join(claims.FOLDER, "ABOUT.md")).read()  # the text, with {learned} where that table goes
     for name, make in TABLES.items():
         # another experiment has run if it has a row that it does not share with `learned`
-        ready = learned_rows if name in ("learned", "claims", "bench") else any(row not in learned_rows for row in rows_of(name))
+        ready = learned_rows if name in ("learned", "claims", "bench", "spent") else any(row not in learned_rows for row in rows_of(name))
         page = page.replace(f"{{{name}}}", make() if ready else "Not run yet.")
     with open(os.path.join(claims.FOLDER, "README.md"), "w") as file:
         file.write(page)
