@@ -47,6 +47,11 @@ def table(rows, kinds, columns):
     return "\n".join([*lines, "", cost(rows)])
 
 
+def by_label(rows, label):
+    """The kinds of `table`: [(a label, its rows)], in the order of the rows."""
+    return [(name, [r for r in rows if label(r) == name]) for name in dict.fromkeys(map(label, rows))]
+
+
 READ = [(name, lambda runs, name=name: spread([r[name] for r in runs])) for name in READOUTS]
 FAR = [(name, lambda runs, name=name: profile(runs, name)) for name in DISTANCES]
 MEANS = [(f"{name}, mean over g", lambda runs, name=name: spread([mean_over_g(r, name) for r in runs], 3)) for name in DISTANCES]
@@ -112,7 +117,7 @@ def rotation_long():
 
 def strength():
     rows = [r for r in rows_of("strength") if r["objective"] == "infonce" and r["base_size"] == 1 and r["epochs"]]
-    kinds = sorted({(LOSSES[r["loss"]], round(reach(r), 1), r["strength"], r["max_distance"], r["loss"]) for r in rows}, key=lambda kind: (*kind[:2], str(kind)))
+    kinds = sorted(dict.fromkeys((LOSSES[r["loss"]], round(reach(r), 1), r["strength"], r["max_distance"], r["loss"]) for r in rows), key=lambda kind: kind[:2])
     text = table(rows, [(f"{label}, at most {px:g} px apart" + ", as in `learned`" * (l == "hssl" and d is None), dict(strength=s, max_distance=d, loss=l)) for label, px, s, d, l in kinds], READ + FAR[:1])
     more = [r for r in rows_of("strength") if r not in rows]
     kinds = [("untrained", dict(loss="frozen")), ("A-SSL, |g0| = |G| (SimCLR)".replace("|", "\\|"), dict(base_size=64)),
@@ -129,8 +134,7 @@ def pilot(name):
 
     minutes = lambda runs: f"{statistics.mean(r['cpu_seconds'] for r in runs) / 60:.0f}"
     rows = rows_of(name)
-    kinds = [(kind, [r for r in rows if label(r) == kind]) for kind in dict.fromkeys(map(label, rows))]
-    return table(rows, kinds, [("minutes of one core", minutes), *READ, *FAR[:1]])
+    return table(rows, by_label(rows, label), [("minutes of one core", minutes), *READ, *FAR[:1]])
 
 
 def published(number, kinds):
@@ -189,9 +193,8 @@ def learned_group():
         plain = [r for r in rows if r["share"] == 0.1 and r["lam"] == 10 and r["over"] == "null" and not r["one_way"] and r["start"] != "identity"]
         start = [(f"the {network.upper()}, {GROUPS[group]}, untrained, {A}", [r["untrained"] for r in plain if r["given"] == given])
                  for given, A in ((True, "the given Γ"), (False, "a random A"))]
-        kinds = [(name, [r for r in rows if label(r) == name]) for name in dict.fromkeys(map(label, rows))]
         if rows:
-            parts.append(table(rows, [*start, *kinds], columns + READ))
+            parts.append(table(rows, [*start, *by_label(rows, label)], columns + READ))
     kinds = [(f"{LOSSES[l]}, {'MLP' if b == 'mlp' else 'structure built in'}", dict(loss=l, backbone=b)) for b in ("mlp", "equivariant") for l in ("frozen", "assl", "hssl")]
     return "\n\n".join([*parts, table(rows_of("structure"), kinds, READ + MEANS[:1])])
 
