@@ -45,7 +45,7 @@ EXPERIMENTS = {
     # at about one price (50,000 image passes at an eighth of the width), what learns most above the untrained network of its width?
     "pilot_cifar10": each("--dataset cifar10 --train-size 12500 --test-size 5000 --group scale --warmup-epochs 0.25 {what} --seed 0", what=(
         "--width 0.125 --loss frozen", "--width 0.25 --epochs 2 --batch-size 128 --lr 2", "--width 0.25 --loss frozen",
-        *each("--width 0.125 --epochs 4 --batch-size 128 --lr {lr}", lr=(2, 4, 1)), "--width 0.125 --epochs 4 --batch-size 256 --lr 4")),
+        *each("--width 0.125 --epochs 4 --batch-size 128 --lr {lr}", lr=(2, 4)))),
     "pilot_tiny": each("--dataset tiny-imagenet --group scale --batch-size 256 --warmup-epochs 0.25 {what} --seed 0", what=(
         "--width 0.25 --loss frozen", "--width 0.25 --epochs 10 --lr 2", "--width 0.25 --epochs 10 --lr 4", "--width 0.125 --epochs 20 --lr 2")),
     # 98.3 % on whole MNIST in a minute of two cores: which setting of one epoch is nearest?  Then three seeds of it, and its untrained network
