@@ -171,6 +171,8 @@ class CNN(nn.Module):
     def __init__(self, kind="mnist", width=1.0, c_in=1, normalise=nn.Identity(), order=6):
         super().__init__()
         # the same network without a group, `order` times as wide; every pixel of its kernels is a parameter
+        c = 128 if kind == "mnist" else 512
+        width = scaled(c, width) / c  # so that `order` divides the channels
         self.net = (MNISTNet(width=order * width, c_in=c_in, normalise=normalise, conv=PlainConv) if kind == "mnist" else
                     ResNet20(kind, width=order * width, c_in=c_in, normalise=normalise, conv=PlainConv))
         self.order, self.channels, self.stride, self.geometry = order, self.net.channels // order, self.net.stride, self.net.geometry

@@ -17,7 +17,7 @@ import zipfile
 
 import torch
 
-OURS = ("checkpoint.pt", "curves.png", "lock", "metrics.jsonl", "result.json")  # a run's files; "lock" is from older versions
+OURS = ("checkpoint.pt", "curves.png", "metrics.jsonl", "result.json")  # a run's files
 
 
 class UsageError(Exception):

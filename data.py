@@ -180,14 +180,13 @@ def _read(paths):
 def _to_legal_size(x, kind):
     """Images (N, C_in, H, H) at the size at which strides are exact → (N, C_in, 29 or 31, 29 or 31).  DataError unless square, >= 16 px.
 
-    "mnist": padded with black on the right and below, or resized, to 29.  Others: resized to 32 (if not 31 or 32), cropped to 31."""
+    "mnist": padded with black on the right and below, to 29.  Others: resized to 32 (if not 31 or 32), cropped to 31."""
     if x.shape[-1] != x.shape[-2]:
         raise DataError(f"images are {_size(x)}: make them square, since quarter turns need that")
     size = x.shape[-1]
     if size < 16:
         raise DataError(f"images are {_size(x)}: enlarge them, the networks need at least 16 × 16")
     if kind == "mnist":
-        x = x if size <= 29 else resize(x, [29, 29], antialias=True)
         return torch.nn.functional.pad(x, (0, 29 - x.shape[-1], 0, 29 - x.shape[-1]))  # (N, C_in, 29, 29)
     if size not in (31, 32):
         x = resize(x, [32, 32], antialias=True)

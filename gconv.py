@@ -53,11 +53,11 @@ def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
         raise ValueError(f"scales must be positive and must not decrease, not {scales}")
     basis = []
     for s in scales:
-        half = support(kernel_size, s, max(scales)) // 2
+        half = support(kernel_size, s, scales[-1]) // 2
         u = np.arange(-half, half + 1) / s  # (k_s,)
         he = [np.polynomial.hermite_e.hermeval(u, np.eye(effective_size)[n]) for n in range(effective_size)]
         basis.append(torch.from_numpy(np.stack(he) * np.exp(-u ** 2 / 2) / s))  # (e, k_s)
-    norm = basis[scales.index(min(scales))].norm(dim=1, keepdim=True)  # (e, 1)
+    norm = basis[0].norm(dim=1, keepdim=True)  # (e, 1)
     return tuple(b / norm for b in basis)
 
 

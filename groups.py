@@ -27,8 +27,8 @@ SCALES = (1.0, 1.25, 1.33, 1.5, 1.66, 1.75)  # the paper's six (Appendix B)
 class Translation:
     """Z_H × Z_W: shifts of an H × W grid.  Element (dy, dx) has the number dy·W + dx.
 
-    The product is taken on the torus, so the group axioms hold exactly.  T and Γ fill the new border with background (0), as
-    Appendix B does.  They are an action as long as nothing leaves the frame.  With `wrap=True` they roll, always an action.
+    The product is taken on the torus, so the group axioms hold exactly.  T and Γ fill the new border with background (0); the
+    paper does not say what it does.  They are an action as long as nothing leaves the frame.  With `wrap=True` they roll, always an action.
 
     height, width: size of the grid.  stride: pixels of the image for each step of the grid (T moves by stride·(dy, dx) pixels,
     Γ by (dy, dx) positions).  Raises ValueError unless all are >= 1."""

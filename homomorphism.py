@@ -5,7 +5,7 @@
     python homomorphism.py --one-way --start identity            # without the inverse direction, see `equation1`
     python homomorphism.py --group scale --backbone cnn --width 0.125 --given    # six fibers, Γ is the shift by g
 
-Keller, Suau & Zappella (2022), Section 6: "one field of research which appears particularly promising for future work is the
+Keller, Suau & Zappella (2022), Section 5: "one field of research which appears particularly promising for future work is the
 integration of learned homomorphisms with H-SSL. In the H-SSL framework, a learned homomorphism can be seen as equivalent to
 a learned augmentation."  This is a first version of it, and not in the paper.  Needs all other modules.
 
@@ -58,10 +58,10 @@ GROUPS = {"rot": C4, "scale": groups.Scale()}
 
 
 # ---------------------------------------------------------------- Γ, and the two terms of the loss
-def four_fibers(z, pool="mean", order=4):
+def as_fibers(z, pool="mean", order=4):
     """z (B, C', G', H', W'), G' a multiple of `order`, pooled over space and read as `order` fibers v (B, order, C), C = C'·G'/order.
 
-    The MLP's 16 fibers become four fibers with four times the channels.  On the 16 fibers, Γ has four equal blocks A."""
+    The MLP's 16 fibers become four with four times the channels.  On the 16 fibers, Γ has four equal blocks A."""
     return groups.fibers(z, C4, pool).unflatten(1, (order, -1)).flatten(2)  # (B, order, C)
 
 
@@ -137,13 +137,13 @@ def measure(f, A, x, group=C4):
                      and f(T_g x) are orthogonal and equally long.  So read it together with `cyclic`
         orbit        the same ratio over all four turns of each x, since Eq. 1 must also hold for turned images
         kept         how far apart f puts T_g x of two images, over that for x: 0 if f(T_g x) is the same for all images, as with A = 0
-        best         orbit for the best matrix M_g (4, 4) of each g (least squares, no group law)
+        best         orbit for the best matrix M_g (G, G) of each g (least squares, no group law)
         cyclic       ‖A⁴ - 1‖ (Frobenius); eigenvalues: of A, [real, imaginary] each (a 4-cycle: 1, i, -1, -i)
 
     Distances are over the fibers i for which g⁻¹·i exists.  Shrinking twice by list factors is not one shrinking of the list, so for
     scale `orbit` is over x alone, equal to `over_null`.  A number that would be 0/0 is None."""
     n, closed = group.order, bool((group.inverse(torch.arange(group.order)) >= 0).all())
-    v = torch.stack([four_fibers(f(group.T(x, torch.full((len(x),), k))), f.pool, n).double() for k in range(n)])  # (G, B, G, C): f(T_k x)
+    v = torch.stack([as_fibers(f(group.T(x, torch.full((len(x),), k))), f.pool, n).double() for k in range(n)])  # (G, B, G, C): f(T_k x)
     A = A.detach().double()  # (G, G)
     rms = lambda a: a.pow(2).sum((-1, -2)).mean().sqrt()
     over = lambda a, b: float(a / b) if b > 1e-6 * rms(v) else None  # f computes in float32
@@ -194,7 +194,7 @@ def learn(f, h, A, x, share=0.1, lam=10.0, one_way=False, epochs=20, batch_size=
         batch = x[order[step % per_epoch * batch_size:][:batch_size]].float() / 255  # (B, C_in, H, H)
         g1, g2 = torch.randint(group.order, (2, batch_size), generator=train.seeded(seed, step, 2))  # (B,) twice
         g = torch.randint(1, group.order, (k,), generator=train.seeded(seed, step, 3))  # (k,)
-        v = four_fibers(f(torch.cat([batch, group.T(batch[:k], g)])), f.pool, group.order)  # (B + k, G, C)
+        v = as_fibers(f(torch.cat([batch, group.T(batch[:k], g)])), f.pool, group.order)  # (B + k, G, C)
         loss = losses.info_nce(*views(v[:batch_size], h, A.detach(), torch.zeros_like(g1)[:, None], g1, g2))  # ()
         if k and lam:
             loss = loss + lam * equation1(v[batch_size:], v[:k], A, g, one_way, group, over)  # ()

@@ -241,7 +241,7 @@ def explain(error):
     """What the user can do about a RuntimeError or MemoryError, as text; None if unknown."""
     text = first_line(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
-        return "not enough memory: start again with a smaller --batch-size or --width and another --out, or continue with more processes"
+        return "not enough memory: train.py needs a smaller --batch-size or --width (and another --out), or --resume with more processes"
     if "LOCAL_RANK" in os.environ and (isinstance(error, dist.DistError) or "gloo" in text or "onnection" in text):
         return f"lost the other processes ({text}): start all of them again, with --resume"
     return None

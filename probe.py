@@ -2,7 +2,7 @@
 
     python probe.py runs/mnist5k-scale-hssl-equivariant-seed0     # prints a small table, writes probe.json
 
-Needs five siblings: backbones.py, checkpoint.py, data.py, launch.py, losses.py (and what they need).
+Needs six siblings: backbones.py, checkpoint.py, data.py, groups.py, launch.py, losses.py (and what they need).
 
 Read-outs, in per cent of the test images; the network is frozen:
     top1     the detached classifier of Appendix B; on MNIST one more (random) group convolution, then a linear layer

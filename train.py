@@ -6,7 +6,7 @@
 
 The presets of mnist, cifar10 and tiny-imagenet are the values of Keller, Suau & Zappella (2022), Appendix B.
 Needs all other modules except homomorphism.py.  A run is a folder: config.json, metrics.jsonl (one JSON object on each line),
-checkpoint.pt, and at the end curves.png and result.json.
+checkpoint.pt, and at the end curves.png (if it trained) and result.json.
 
 The batches come from a generator seeded with (seed, epoch), and g0, g1, g2 from one seeded with (seed, step).  Both are drawn for
 the whole batch, and each process takes its share.  So a run does not depend on the number of processes, up to rounding (the log
@@ -37,9 +37,9 @@ import probe
 from checkpoint import UsageError
 
 # ---------------------------------------------------------------- the command line
-SMALL = dict(epochs=20, batch_size=256, lr=2.0, warmup_epochs=1, width=1.0)  # for two CPU cores
+SMALL = dict(epochs=20, batch_size=256, lr=2.0, warmup_epochs=1.0, width=1.0)  # for two CPU cores
 # SMALL on a folder (2,000 images of CIFAR-10, --width 0.25, one seed): top-1 20.3 % untrained, 34.9 % after H-SSL, each ± 1.5
-PAPER = dict(epochs=1300, batch_size=4096, lr=0.1, warmup_epochs=10, width=1.0)  # Appendix B
+PAPER = dict(epochs=1300, batch_size=4096, lr=0.1, warmup_epochs=10.0, width=1.0)  # Appendix B
 PRESETS = {"mnist5k": SMALL, "mnist": dict(PAPER, epochs=500), "cifar10": PAPER, "tiny-imagenet": PAPER, "folder": SMALL}
 EXAMPLES = """examples
   python train.py                                                         # a laptop: 4,000 digits, one to three minutes
@@ -70,8 +70,8 @@ def parse(argv=None):
     choice("--objective", ("infonce", "ntxent", "bilinear", "byol", "simsiam"), "how two views are compared: Eq. 2, SimCLR, DIM(L), or two without negatives")
     add("--tau", type=launch.number(float, 1e-4, 1e4), default=0.1, help="temperature of InfoNCE (default 0.1)")
     add("--base-size", type=launch.number(int, 1, 10000), default=1, metavar="N", help="|g0|, fibers in a bundle (default 1); all of them with --loss assl is SimCLR")
-    add("--max-distance", type=launch.number(float, 0, 1e9), metavar="D", help="largest distance between the two bundles of a pair, in steps of the group, for hssl and hybrid (default: any)")
-    choice("--distance", ("euclidean", "topological"), "the distance of --max-distance; euclidean is squared")
+    add("--max-distance", type=launch.number(float, 0, 1e9), metavar="D", help="largest --distance between the two bundles of a pair, for hssl and hybrid (default: any)")
+    choice("--distance", ("euclidean", "topological"), "the unit of --max-distance: squared steps, or around the edge (trans: squared; rot: steps; scale: log of the ratio, at most 0.56)")
     add("--strength", type=launch.number(float, 0, 0.5), default=0.2, help="largest shift (assl with trans; hybrid), as a part of the image size (default 0.2)")
     add = p.add_argument_group("the network").add_argument
     choice("--backbone", ("equivariant", "cnn", "mlp"), "the network; cnn and mlp are those of Table 2, without structure")
@@ -80,7 +80,7 @@ def parse(argv=None):
     choice("--pool", ("mean", "max"), "how fibers are pooled over space")
     add("--epsilon", type=launch.number(float, 0, 100), default=0.0, help="break the equivariance: change each element's coefficients by epsilon * |w| (default 0)")
     add("--unfed", action="store_true", help="probe an untrained network with its BatchNorm left at mean 0 and variance 1")
-    add = p.add_argument_group("the training").add_argument
+    add = p.add_argument_group("the training (with --loss frozen only --amp and --seed count)").add_argument
     add("--epochs", type=launch.number(int, 0, 1e6), help="passes over the training images")
     add("--batch-size", type=launch.number(int, 2, 1e6), help="images in each step, over all processes")
     add("--lr", type=launch.number(float, 0, 1e6), help="base learning rate; the peak rate is lr * batch size / 256, and is printed")
@@ -206,7 +206,7 @@ def main(argv=None):
     load = lambda: data.load(args.dataset, args.data_dir, args.train_size, args.seed, args.test_size, args.image_size)
     images = launch.rank0_first(load, local, device) or load()  # first one process of each machine, which may download
     n = len(images.train_x)
-    if args.batch_size > n or args.batch_size % world:
+    if args.epochs and (args.batch_size > n or args.batch_size % world):
         raise UsageError(f"--batch-size {args.batch_size} does not fit {n} training images and {world} processes: take {min(args.batch_size, n) // world * world or world}")
 
     # ---- networks: the same on every process, from the seed
@@ -226,7 +226,7 @@ def main(argv=None):
     step, seconds, cpu, good = 0, 0.0, 0.0, None
     pixels = hashlib.sha256(images.train_x.numpy()).hexdigest()  # a run may only continue with the same images
     momentum = [optimizer.state[p]["v"] for group in optimizer.param_groups for p in group["params"]]  # the shape of each p
-    state = lambda: dict(config=json.dumps(config_of(args)), images=pixels, step=step, steps=steps, seconds=seconds, cpu=cpu + time.process_time(),
+    state = lambda: dict(config=json.dumps(config_of(args)), images=pixels, precision=precision, step=step, steps=steps, seconds=seconds, cpu=cpu + time.process_time(),
                          model=model.state_dict(), momentum=momentum, scaler=scaler.state_dict())
     lock = launch.rank0_first(lambda: checkpoint.open_run(args.out, config_of(args), args.resume, argv=sys.argv, code=code, torch=torch.__version__), rank, device)
     if args.resume:
@@ -247,6 +247,7 @@ def main(argv=None):
                    f"{sum(p.numel() for p in model.f.parameters()):,} parameters; batch {args.batch_size} over {world} process{'es' * (world > 1)}, "
                    f"learning rate {peak:.3g}, {steps} steps, {precision} on {device.type}")
         log = open_log(args, step, code)
+        good = good or checkpoint.save(args.out, state(), good)  # before the first log line, so that this run can always go on
 
     # ---- the loop
     x, y = images.train_x.to(device), images.train_y.to(device)  # (N, C_in, H, H), (N,)
@@ -298,7 +299,6 @@ def main(argv=None):
         dist.destroy_process_group()
     if rank > 0:
         return
-    good = good or checkpoint.save(args.out, state(), good)  # no step was made: the initial weights
     probe.draw_curves(args.out)
     result = probe.evaluate(model.f, model.classifier, model.draws, images, device, dtype, args.seed, quiet=False, feed=not args.unfed)
     result |= dict(parameters=sum(p.numel() for p in model.f.parameters()), train_seconds=round(seconds, 2), cpu_seconds=round((cpu + time.process_time()) * world, 1),

@@ -37,7 +37,8 @@ from gconv import GConv, lift  # noqa: E402
 from groups import SCALES, Rotation, RotationScale, Scale, Translation, pairs, sample  # noqa: E402
 from losses import a_ssl, h_ssl, info_nce  # noqa: E402
 
-BF16 = any(getattr(torch.cpu, "get_capabilities", dict)().get(k) for k in ("avx512_bf16", "amx_bf16"))
+CPU = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
+BF16 = any(CPU.get(k) for k in ("avx512_bf16", "amx_bf16"))
 AXES = {"trans": {}, "rot": dict(rotations=4), "scale": dict(scales=SCALES), "rotscale": dict(scales=SCALES, rotations=4)}
 
 
@@ -88,7 +89,7 @@ def drawn(group, loss, base=1):
                           (group.shift_base(pick(batch), g0), pick(batch), pick(batch)))
 
 
-def steps_of(f, h, group, batch, size, c_in, loss=h_ssl, base=1, amp=BF16):
+def steps_of(f, h, group, batch, size, c_in, loss=h_ssl, base=1):
     """The training step, ours and usual, as functions of nothing."""
     x = torch.rand(batch, c_in, size, size)
     draw = drawn(group, loss, base)
@@ -102,13 +103,13 @@ def steps_of(f, h, group, batch, size, c_in, loss=h_ssl, base=1, amp=BF16):
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()
-    return {"ours": lambda: step(f, amp), "ours float32": lambda: step(f, False),
+    return {"ours": lambda: step(f, BF16), "ours float32": lambda: step(f, False),
             "usual": lambda: step(usual, False), "usual bf16": lambda: step(usual, True)}
 
 
-def bare(f, fibers, size, c_in, amp=BF16, backward=True):
+def bare(f, fibers, size, c_in, backward=True):
     """The convolutions of the network alone, on `fibers` fibers spread evenly over the elements."""
-    dtype = torch.bfloat16 if amp else torch.float32
+    dtype = torch.bfloat16 if BF16 else torch.float32
     shapes, hooks = [], []
     for m in f.modules():
         if isinstance(m, GConv):
@@ -346,7 +347,7 @@ def part_processes(rows, quick):
             first, last = [line for line in checkpoint.read_lines(f"{folder}/{i}/metrics.jsonl") if "step" in line]  # after 50 and 100 steps
             speed[list(speed)[i % 2]].append(512 * 50 / (last["seconds"] - first["seconds"]))
     speed = {name: statistics.median(values) for name, values in speed.items()}
-    report(rows, dict(what="train.py with two processes against one, mnist scale, batch 512", images_per_second=speed,
+    report(rows, dict(what="train.py with two processes against one, mnist rot, batch 512", images_per_second=speed,
                       ratios={"two/one": speed["2 × 1 thread"] / speed["1 × 2 threads"]}))
 
 
@@ -359,7 +360,7 @@ def main():
     args = p.parse_args()
     launch.keep_freed_memory()
     torch.manual_seed(0)
-    machine = dict(cpu=torch.cpu.get_capabilities().get("cpu_name"), threads=torch.get_num_threads(), bf16=BF16, torch=torch.__version__)
+    machine = dict(cpu=CPU.get("cpu_name"), threads=torch.get_num_threads(), bf16=BF16, torch=torch.__version__)
     print(machine)
     rows = []
     for name in args.only:

@@ -99,7 +99,7 @@ def claim(text, what, a, b, margin=None):
         return None
     mean, half = interval(values)
     found = verdict(mean, half, margin)
-    room = margin - abs(mean) if margin is not None and margin > abs(mean) else abs(mean)
+    room = max(abs(mean), (margin or 0) - abs(mean))  # a half-width below it decides
     wanted = seeds_needed(values, max(1e-9, room))
     price = f"{'1,000 seeds or more' if wanted == 1000 else f'about {wanted} seeds'} have an even chance to decide" if found == "undecided" else ""
     return dict(claim=text, what=what, a=statistics.mean(a[s] for s in seeds), b=statistics.mean(b[s] for s in seeds), mean=mean, half=half, margin=margin,

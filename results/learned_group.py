@@ -9,7 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 ROWS = os.path.join(FOLDER, "learned_group.jsonl")
@@ -46,7 +46,7 @@ if __name__ == "__main__":
     else:
         with ThreadPoolExecutor(2) as pool:
             try:
-                for done in [pool.submit(work, flags) for flags in commands]:
+                for done in as_completed([pool.submit(work, flags) for flags in commands]):
                     done.result()
             finally:
                 pool.shutdown(cancel_futures=True)

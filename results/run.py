@@ -33,24 +33,25 @@ BUDGETS = {  # flags for each data set, appended to a line to override its budge
     "gpu": {"mnist": "--batch-size 4096 --lr 0.1 --warmup-epochs 10 --epochs 500", "cifar10": "--batch-size 1024 --width 1 --epochs 50"},
     "paper": {"mnist": "--batch-size 4096 --lr 0.1 --warmup-epochs 10 --epochs 500",
               "cifar10": "--batch-size 4096 --lr 0.1 --warmup-epochs 10 --epochs 1300 --width 1",
-              "tiny-imagenet": "--batch-size 4096 --lr 0.1 --warmup-epochs 10 --epochs 1300 --width 1"}}
+              "tiny-imagenet": "--train-size 100000 --batch-size 4096 --lr 0.1 --warmup-epochs 10 --epochs 1300 --width 1"}}
 
 
-def rows_of(folder="results"):
+def rows_of():
     """[(experiment, row)] of every results/*.jsonl; incomplete lines are skipped."""
     rows = []
-    for name in sorted(n for n in os.listdir(os.path.join(ROOT, folder)) if n.endswith(".jsonl")):
-        rows += [(name[:-6], row) for row in checkpoint.read_lines(os.path.join(ROOT, folder, name))]
+    for name in sorted(n for n in os.listdir(os.path.join(ROOT, "results")) if n.endswith(".jsonl")):
+        rows += [(name[:-6], row) for row in checkpoint.read_lines(os.path.join(ROOT, "results", name))]
     return rows
 
 
-def left(experiments, budget="cpu", seeds=math.inf):
-    """[(experiment, flags)] of runs that have no line yet, and [(experiment, row)] of lines to copy from another experiment."""
+def left(experiments, seeds=math.inf):
+    """Of experiments NAME or NAME-BUDGET: [(experiment, flags)] of runs that have no line yet, and [(experiment, row)] of lines to copy from another experiment."""
     rows, jobs, shared, defaults = rows_of(), {}, [], vars(train.parse([]))
     for experiment in experiments:
-        for flags in EXPERIMENTS[experiment]:
+        name, _, budget = experiment.partition("-")
+        for flags in EXPERIMENTS[name]:
             flags = " ".join(flags.split())
-            if budget != "cpu":
+            if budget:
                 flags += " " + BUDGETS[budget].get(train.parse(shlex.split(flags)).dataset, "")
             config = train.config_of(train.parse(shlex.split(flags)))
             if config["seed"] >= seeds:
@@ -111,11 +112,12 @@ def main():
     unknown = set(options.experiments) - set(EXPERIMENTS)
     if unknown:
         p.error(f"no experiment is called {', '.join(sorted(unknown))}: take {', '.join(EXPERIMENTS)}")
-    names = options.experiments or list(EXPERIMENTS)
-    jobs, _ = left(names, options.budget, options.seeds)
+    names = [name + f"-{options.budget}" * (options.budget != "cpu") for name in options.experiments or EXPERIMENTS]  # another budget has files of its own
+    jobs, _ = left(names, options.seeds)
     if options.list:
         print("\n".join(f"python train.py {flags}" for _, flags in jobs))
-        seconds = lambda a: (a.train_size or SIZES[a.dataset]) * (a.epochs * (3 if a.loss == "supervised" else 1) + 2) / SPEED[a.dataset]  # the probe is 2 epochs
+        slower = lambda a: 1 if "mnist" in a.dataset else (4 * a.width) ** 1.4  # ResNet20 is 7 times as slow at the full width (bench.json)
+        seconds = lambda a: (a.train_size or SIZES[a.dataset]) * (a.epochs * (3 if a.loss == "supervised" else 1) + 2) / SPEED[a.dataset] * slower(a)  # the probe is 2 epochs
         hours = {name: [seconds(train.parse(shlex.split(flags))) / 3600 for e, flags in jobs if e == name] for name in names}
         for name, of in [*hours.items(), ("in all", [h for of in hours.values() for h in of])]:
             print(f"# {name}: {len(of)} runs left, about {sum(of):.1f} hours of one CPU core")
@@ -135,7 +137,7 @@ def main():
         time.sleep(0.5)
         if time.time() > options.until and not options.stopping:
             stop()
-    jobs, shared = left(names, options.budget, options.seeds)
+    jobs, shared = left(names, options.seeds)
     for experiment, row in shared:
         append(experiment, row)
     print(f"{len(jobs)} runs left", flush=True)

@@ -19,10 +19,10 @@ from results import claims  # noqa: E402
 from results.claims import DATA, DISTANCES, GROUPS, LOSSES, READOUTS, by_seed, mean_over_g, pick, reach, rows_of, spread  # noqa: E402
 
 
-def profile(runs, name, digits=2):
+def profile(runs, name):
     """A distance for g = 1, 2, … as text, each the mean over seeds; "none" if it is not defined for these runs."""
     lists = [row[name] for row in runs if row[name] and None not in row[name]]
-    return " ".join(f"{statistics.mean(v):.{digits}f}" for v in zip(*lists)) if lists else "none"
+    return " ".join(f"{statistics.mean(v):.2f}" for v in zip(*lists)) if lists else "none"
 
 
 def cost(rows):

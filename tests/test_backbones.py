@@ -45,6 +45,7 @@ def test_structureless_shapes():
     assert f(torch.rand(2, 1, 29, 29)).shape == (2, 16, 6, 8, 8)
     kernels = {tuple(m.weight.shape) for m in f.modules() if isinstance(m, torch.nn.Conv2d)}
     assert kernels == {(24, 1, 11, 11), (48, 24, 7, 7), (96, 48, 7, 7)}  # six times 4, 8, 16, every pixel free
+    assert CNN("mnist", width=0.1)(torch.rand(2, 1, 29, 29)).shape == (2, 13, 6, 8, 8)  # 0.1 · 128 · 6 is no whole number
     assert CNN("cifar10", width=1 / 16, c_in=3)(torch.rand(2, 3, 31, 31)).shape == (2, 32, 6, 7, 7)
     assert not any(isinstance(m, GConv) for m in f.modules())
 

@@ -195,6 +195,17 @@ def test_killed_at_twenty_random_moments_and_resumed(tiny, tmp_path, unbroken):
     assert steps == sorted(set(steps)) and steps[-1] == STEPS
 
 
+def test_killed_after_the_first_log_line_and_before_the_first_saving(tiny, tmp_path):
+    """The log then has a step that no checkpoint has, but the initial weights are saved.  A checkpoint of another precision is refused."""
+    flags = [*tiny, "--epochs", 1, "--batch-size", 2, "--checkpoint-minutes", 10, "--out", "r"]
+    assert live(tmp_path, flags, die=dict(step=52))[0] == -signal.SIGKILL
+    assert checkpoint(tmp_path / "r")["step"] == 0 and '"step": 50' in (tmp_path / "r/metrics.jsonl").read_text()
+    torch.save(checkpoint(tmp_path / "r") | dict(precision="float16"), tmp_path / "r/checkpoint.pt")
+    refused(tmp_path, [*flags, "--resume"], "precision is another run's")
+    torch.save(checkpoint(tmp_path / "r") | dict(precision="float32"), tmp_path / "r/checkpoint.pt")
+    assert live(tmp_path, [*flags, "--amp", "auto", "--resume"])[0] == 0 and checkpoint(tmp_path / "r")["step"] == 64
+
+
 def test_another_process_in_the_folder_is_not_disturbed(tiny, tmp_path):
     import fcntl
     flags = [*tiny, "--epochs", 1, "--out", "r"]
@@ -259,7 +270,7 @@ def test_a_command_whose_streams_the_shell_closed_does_not_end_a_run(tiny, tmp_p
 def test_a_folder_with_another_ones_files_is_left_alone(tiny, tmp_path):
     flags, folder = [*tiny, "--epochs", 0, "--out", "r"], tmp_path / "r"
     folder.mkdir()
-    for name in ("checkpoint.pt", "checkpoint.pt.previous", "metrics.jsonl", "result.json", "lock", "config.json.tmp"):
+    for name in ("checkpoint.pt", "checkpoint.pt.previous", "metrics.jsonl", "result.json", "config.json.tmp"):
         (folder / name).write_text("mine")
         refused(tmp_path, flags, f"r holds {name} but no config.json: take --out r-2")
         assert (folder / name).read_text() == "mine"

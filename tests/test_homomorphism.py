@@ -17,7 +17,7 @@ import probe
 from backbones import CNN, SCALES, MNISTNet
 from checkpoint import UsageError
 from groups import Rotation, Scale
-from homomorphism import Gamma, cycle, equation1, four_fibers, learn, main, measure, start, views
+from homomorphism import Gamma, cycle, equation1, as_fibers, learn, main, measure, start, views
 
 pytestmark = pytest.mark.slow
 C4 = Rotation()
@@ -34,7 +34,7 @@ def exact(width=0.125):
 def test_the_cycle_is_what_a_quarter_turn_does_to_the_fibers_of_a_structured_network(double):
     v, g = torch.randn(5, 4, 3), torch.tensor([0, 1, 2, 3, 1])  # (5, 4, 3), (5,)
     z = v.transpose(1, 2)[..., None, None]  # (5, 3, 4, 1, 1): without space, Γ only moves the fibers
-    assert torch.equal(Gamma(cycle().double(), v, g), four_fibers(C4.Gamma(z, g)))
+    assert torch.equal(Gamma(cycle().double(), v, g), as_fibers(C4.Gamma(z, g)))
 
 
 def test_gamma_is_an_action_of_the_cycle_only(double):
@@ -55,7 +55,7 @@ def test_gradients_of_A_through_its_powers(double):
 
 def test_the_sixteen_fibers_of_the_mlp_become_four_blocks():
     z = torch.arange(16.0).view(1, 1, 16, 1, 1)  # (1, 1, 16, 1, 1)
-    assert four_fibers(z).tolist() == [[[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]]
+    assert as_fibers(z).tolist() == [[[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]]
 
 
 # ---------------------------------------------------------------- scale, which is no group
@@ -70,7 +70,7 @@ def test_the_shift_is_what_shrinking_does_to_the_fibers_of_a_structured_network(
 def test_scale_given_the_shift_the_views_are_those_of_h_ssl(double):
     f, h, x, group = MNISTNet(scales=SCALES, width=0.125).eval(), nn.Linear(16, 5), blobs(6, 29), Scale()
     g0, g1, g2 = torch.zeros(6, 1, dtype=torch.long), torch.randint(6, (6,)), torch.randint(6, (6,))
-    ours, theirs = views(four_fibers(f(x), order=6), h, cycle(group).double(), g0, g1, g2), losses.h_ssl(f, h, x, group, g0, g1, g2)
+    ours, theirs = views(as_fibers(f(x), order=6), h, cycle(group).double(), g0, g1, g2), losses.h_ssl(f, h, x, group, g0, g1, g2)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(ours, theirs)) and (ours[0] - ours[1]).abs().max() > 1e-3
 
 
@@ -98,7 +98,7 @@ def test_eq1_for_scale_reads_only_the_fibers_that_exist(double):
 def test_given_the_cycle_the_views_are_those_of_h_ssl(double):
     f, h, x = exact(), nn.Linear(32, 5), blobs(6, 29)  # x (6, 1, 29, 29)
     g0, g1, g2 = torch.tensor([[0, 1]]).expand(6, -1), torch.randint(4, (6,)), torch.randint(4, (6,))
-    ours, theirs = views(four_fibers(f(x)), h, cycle().double(), g0, g1, g2), losses.h_ssl(f, h, x, C4, g0, g1, g2)
+    ours, theirs = views(as_fibers(f(x)), h, cycle().double(), g0, g1, g2), losses.h_ssl(f, h, x, C4, g0, g1, g2)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(ours, theirs))
     assert (ours[0] - ours[1]).abs().max() > 1e-3
 
@@ -116,7 +116,7 @@ def test_with_the_identity_the_views_are_equal_and_only_negatives_are_left(doubl
 def test_a_structured_network_with_the_cycle_is_a_fixed_point(double):
     f, x, g = exact(), blobs(6, 29), torch.tensor([1, 2, 3, 1, 2, 3])  # x (6, 1, 29, 29)
     A = cycle().double().requires_grad_()
-    v, moved = four_fibers(f(x)), four_fibers(f(C4.T(x, g)))  # (6, 4, C) twice
+    v, moved = as_fibers(f(x)), as_fibers(f(C4.T(x, g)))  # (6, 4, C) twice
     assert (moved - v).pow(2).sum() > 1e-3 * v.pow(2).sum(), "the null is not 0"
     error = equation1(moved, v, A, g)
     gradients = torch.autograd.grad(error, [A, *f.parameters()])

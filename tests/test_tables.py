@@ -59,6 +59,8 @@ def test_a_claim_is_a_paired_difference_with_its_interval_and_margin(folder):
     assert claims.claim("", "", a, b, margin=mean + half)["verdict"] == "equal"
     assert claims.claim("", "", {s: 83 + s / 10 for s in range(3)}, {s: 82 for s in range(3)}, margin=2)["verdict"] == "not 0, but within the margin"
     assert claims.claim("", "", a, b, margin=mean + half - 1e-6)["verdict"] == "undecided"
+    near = claims.claim("", "", {0: 0.2, 1: 0.7, 2: 1.1, 3: 1.6}, dict.fromkeys(range(4), 0.0), margin=1)  # 0.9 ± 0.95; "different" with 0.9 ± 0.9
+    assert near["verdict"] == "undecided" and near["price"].startswith("about 5 seeds")
     shifted = {s: v + 10 for s, v in a.items()}
     assert claims.claim("", "", shifted, b, margin=1)["verdict"] == "different" and claims.claim("", "", shifted, b)["verdict"] == "holds"
     assert claims.claim("", "", b, shifted)["verdict"] == "fails" and claims.claim("", "", {0: 1.0}, b) is None
@@ -129,6 +131,7 @@ def test_the_queue_lists_each_run_once_and_shares_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "ROOT", str(tmp_path))
     flags = ["--group rot --seed 0", "--group rot  --seed 0", "--group rot --seed 1"]
     monkeypatch.setattr(run, "EXPERIMENTS", {"one": flags, "two": flags[:1]})
+    assert [name for name, _ in run.left(["one-gpu"])[0]] == ["one-gpu"] * 2  # another budget, another file
     assert run.left(["one", "two"]) == ([("one", "--group rot --seed 0"), ("one", "--group rot --seed 1")], [])
     (tmp_path / "results/one.jsonl").write_text('{"torn')
     run.append("one", run.train.config_of(run.train.parse(["--group", "rot"])) | dict(top1=5.0))

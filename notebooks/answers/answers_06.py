@@ -11,7 +11,7 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, "notebooks")]
 
 import data  # noqa: E402
 from backbones import MNISTNet  # noqa: E402
-from homomorphism import C4, Gamma, cycle, equation1, four_fibers, learn, measure, networks  # noqa: E402
+from homomorphism import C4, Gamma, cycle, equation1, as_fibers, learn, measure, networks  # noqa: E402
 from turning import fed  # noqa: E402
 
 digits = data.load("mnist5k")
@@ -59,7 +59,7 @@ def backwards(A, v, g):
 x = digits.test_x[:64].double() / 255  # (64, 1, 29, 29)
 built = fed(MNISTNet(rotations=4, width=1 / 4).double(), x)
 with torch.no_grad():
-    exact = torch.stack([four_fibers(built(C4.T(x, torch.full((64,), k)))) for k in range(4)])  # (4, 64, 4, C)
+    exact = torch.stack([as_fibers(built(C4.T(x, torch.full((64,), k)))) for k in range(4)])  # (4, 64, 4, C)
 
 
 def error(gamma, A, g):
