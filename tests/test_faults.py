@@ -82,8 +82,8 @@ def life(folder, flags, die=None, limit=None, env=(), **streams):
     sys.exit(launch.command(lambda: train.main([str(flag) for flag in flags]), "train.py"))
 
 
-def die_at(call=None, byte=None, rename=None, step=None):
-    """kill -9 this process: at its function call number `call`, after `byte` bytes of checkpoints, at the `rename`-th time that a
+def die_at(call=None, byte=None, rename=None, step=None, how=signal.SIGKILL):
+    """Send this process a signal (kill -9): at its function call number `call`, after `byte` bytes of checkpoints, at the `rename`-th time that a
     checkpoint becomes .previous, or before step `step`."""
     def die():
         frame, names = sys._getframe(1), []
@@ -93,7 +93,7 @@ def die_at(call=None, byte=None, rename=None, step=None):
             frame = frame.f_back
         with open("deaths", "a") as file:
             file.write(json.dumps(names) + "\n")
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), how)
 
     class Mortal(io.FileIO):
         written = 0
@@ -121,7 +121,7 @@ def die_at(call=None, byte=None, rename=None, step=None):
     if rename:
         os.replace = lambda a, b: after(b.endswith(".previous"), "rename", rename, replace(a, b))
     if step is not None:
-        train.learning_rate = lambda t, *more: die() if t == step else rate(t, *more)
+        train.learning_rate = lambda t, *more: (t == step and die(), rate(t, *more))[1]
     if call:
         sys.setprofile(lambda frame, event, arg: after("call" in event, "call", call))
 
@@ -193,6 +193,16 @@ def test_killed_at_twenty_random_moments_and_resumed(tiny, tmp_path, unbroken):
     assert same(checkpoint(tmp_path / "r"), unbroken)
     steps = [json.loads(line).get("step") for line in open(tmp_path / "r/metrics.jsonl")][1:]
     assert steps == sorted(set(steps)) and steps[-1] == STEPS
+
+
+def test_stopped_by_a_signal_and_resumed(tiny, tmp_path, unbroken):
+    flags = [*tiny, "--epochs", 6, "--out", "r"]
+    for step, how in ((6, signal.SIGTERM), (7, signal.SIGINT), (15, signal.SIGTERM)):
+        status, _, stderr = live(tmp_path, flags + ["--resume"] * (step > 6), die=dict(step=step, how=how))
+        assert (status, stderr) == (128 + how, f"stopped after step {step + 1} of {STEPS}: add --resume to go on\n")
+    assert live(tmp_path, [*flags, "--resume"])[0] == 0 and same(checkpoint(tmp_path / "r"), unbroken)
+    steps = [json.loads(line).get("step") for line in open(tmp_path / "r/metrics.jsonl")][1:]
+    assert steps == sorted(set(steps)) and steps[-1] == STEPS  # no line twice
 
 
 def test_killed_after_the_first_log_line_and_before_the_first_saving(tiny, tmp_path):
@@ -267,6 +277,15 @@ def test_a_command_whose_streams_the_shell_closed_does_not_end_a_run(tiny, tmp_p
     assert done.returncode == 0 and json.load(open(tmp_path / "r/result.json"))["top1"] >= 0
 
 
+def test_a_folder_that_holds_a_run_is_left_alone(tiny, tmp_path):
+    flags = [*tiny, "--epochs", 1, "--out", "r"]
+    assert live(tmp_path, flags)[0] == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
+    refused(tmp_path, flags, "already holds a run", "take --out r-2")
+    refused(tmp_path, [*flags, "--resume", "--tau", "0.2"], "--tau was 0.1, is 0.2")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()} == before
+
+
 def test_a_folder_with_another_ones_files_is_left_alone(tiny, tmp_path):
     flags, folder = [*tiny, "--epochs", 0, "--out", "r"], tmp_path / "r"
     folder.mkdir()
@@ -311,7 +330,7 @@ sys.path.insert(0, {root!r})
 import launch, train
 rate = train.learning_rate
 if os.environ["RANK"] == "1":
-    train.learning_rate = lambda t, *more: os.kill(os.getpid(), signal.SIGKILL) if t == 6 else rate(t, *more)
+    train.learning_rate = lambda t, *more: os.kill(os.getpid(), how) if t == 6 else rate(t, *more)
 sys.exit(launch.command(train.main, 'train.py'))
 """
 
