@@ -72,9 +72,9 @@ def append(experiment, row):
         file.write(b"\n" * (file.read() not in (b"", b"\n")) + json.dumps(row).encode() + b"\n")
 
 
-def work(jobs, lock, running, options, problem):
+def work(jobs, lock, running, options):
     """Do the next run, until there are no more, a run has failed, or the time is up."""
-    while not problem:
+    while not options.failed:
         with lock:
             if not jobs or time.time() > options.until:
                 return
@@ -96,7 +96,8 @@ def work(jobs, lock, running, options, problem):
                 curve = [line for line in checkpoint.read_lines(os.path.join(out, "metrics.jsonl")) if "top1" in line]  # --probe-epochs
                 append(experiment, row | dict(curve=curve) if curve else row)
             elif not options.stopping:
-                problem.append(f"{shlex.join(command)}\n{told[-2000:]}")
+                options.failed = True
+                print(f"run.py: a run failed, no further run starts\n{shlex.join(command)}\n{told[-2000:]}", file=sys.stderr, flush=True)
 
 
 def main():
@@ -122,15 +123,15 @@ def main():
         for name, of in [*hours.items(), ("in all", [h for of in hours.values() for h in of])]:
             print(f"# {name}: {len(of)} runs left, about {sum(of):.1f} hours of one CPU core")
         return
-    lock, running, problem = threading.Lock(), set(), []
-    options.until, options.stopping = time.time() + 3600 * options.hours, False
+    lock, running = threading.Lock(), set()
+    options.until, options.stopping, options.failed = time.time() + 3600 * options.hours, False, False
 
     def stop(*_):
         options.stopping, options.until = True, 0
         for process in list(running):
             process.send_signal(signal.SIGTERM)  # it saves a checkpoint, from which the next start continues
     signal.signal(signal.SIGTERM, stop), signal.signal(signal.SIGINT, stop)
-    threads = [threading.Thread(target=work, args=(jobs, lock, running, options, problem)) for _ in range(options.workers)]
+    threads = [threading.Thread(target=work, args=(jobs, lock, running, options)) for _ in range(options.workers)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
@@ -141,8 +142,7 @@ def main():
     for experiment, row in shared:
         append(experiment, row)
     print(f"{len(jobs)} runs left", flush=True)
-    if problem:
-        sys.exit("run.py: a run failed\n" + problem[0])
+    sys.exit(options.failed)
 
 
 if __name__ == "__main__":

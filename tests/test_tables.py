@@ -140,6 +140,20 @@ def test_the_queue_lists_each_run_once_and_shares_rows(tmp_path, monkeypatch):
     assert [name for name, _ in run.rows_of()] == ["one"]  # to look changes nothing
 
 
+def test_a_run_that_fails_is_told_at_once_and_no_further_run_starts(tmp_path, monkeypatch, capfd):
+    """Here there is no train.py in the folder."""
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(run, "ROOT", str(tmp_path))
+    monkeypatch.setattr(run, "EXPERIMENTS", {"one": ["--seed 0", "--seed 1"]})
+    monkeypatch.setattr(sys, "argv", ["run.py", "--workers", "1"])
+    monkeypatch.setattr(run.signal, "signal", lambda *args: None)
+    with pytest.raises(SystemExit) as stop:
+        run.main()
+    out, err = capfd.readouterr()
+    assert stop.value.code == 1 and "1 runs left" not in out and "2 runs left" in out and out.count(" one: ") == 1
+    assert err.startswith("run.py: a run failed, no further run starts\n") and "train.py" in err
+
+
 def test_every_experiment_is_made_of_legal_flags():
     for name, lines in run.EXPERIMENTS.items():
         for budget in ("cpu", *run.BUDGETS):
