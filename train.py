@@ -71,7 +71,7 @@ def parse(argv=None):
     add("--tau", type=launch.number(float, 1e-4, 1e4), default=0.1, help="temperature of InfoNCE (default 0.1)")
     add("--base-size", type=launch.number(int, 1, 10000), default=1, metavar="N", help="|g0|, fibers in a bundle (default 1); all of them with --loss assl is SimCLR")
     add("--max-distance", type=launch.number(float, 0, 1e9), metavar="D", help="largest --distance between the two bundles of a pair, for hssl and hybrid (default: any)")
-    choice("--distance", ("euclidean", "topological"), "the unit of --max-distance: squared steps, or around the edge (trans: squared; rot: steps; scale: log of the ratio, at most 0.56)")
+    choice("--distance", ("euclidean", "topological"), "the unit of --max-distance. euclidean: squared steps; topological: around the edge (trans: squared; rot: steps; scale: log of the ratio, at most 0.56)")
     add("--strength", type=launch.number(float, 0, 0.5), default=0.2, help="largest shift (assl with trans; hybrid), as a part of the image size (default 0.2)")
     add = p.add_argument_group("the network").add_argument
     choice("--backbone", ("equivariant", "cnn", "mlp"), "the network; cnn and mlp are those of Table 2, without structure")
