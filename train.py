@@ -247,7 +247,7 @@ def main(argv=None):
                    f"{sum(p.numel() for p in model.f.parameters()):,} parameters; batch {args.batch_size} over {world} process{'es' * (world > 1)}, "
                    f"learning rate {peak:.3g}, {steps} steps, {precision} on {device.type}")
         log = open_log(args, step, code)
-        good = good or checkpoint.save(args.out, state(), good)  # before the first log line, so that this run can always go on
+        good = good or checkpoint.save(args.out, state(), None)  # before the first log line, so that this run can always go on
 
     # ---- the loop
     x, y = images.train_x.to(device), images.train_y.to(device)  # (N, C_in, H, H), (N,)
