@@ -330,7 +330,7 @@ sys.path.insert(0, {root!r})
 import launch, train
 rate = train.learning_rate
 if os.environ["RANK"] == "1":
-    train.learning_rate = lambda t, *more: os.kill(os.getpid(), how) if t == 6 else rate(t, *more)
+    train.learning_rate = lambda t, *more: os.kill(os.getpid(), signal.SIGKILL) if t == 6 else rate(t, *more)
 sys.exit(launch.command(train.main, 'train.py'))
 """
 
