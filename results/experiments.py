@@ -52,10 +52,11 @@ EXPERIMENTS = {
     "pilot_speed": each(EPOCH + "{what} --seed 0", what=("--lr 2", "--lr 4", "--lr 2 --loss hybrid", "--lr 2 --functions 3 --pool max"))
                    + each(EPOCH + "--lr 2 --loss hybrid --functions 3 --pool max --seed {seed}", seed=range(3))
                    + ["--dataset mnist --group scale --loss frozen --functions 3 --pool max --seed 0"],
-    "table1": [line for seed in range(5) for text, groups, seeds in ((MNIST, THREE, 5), (CIFAR, THREE[::-1], 3), (TINY, THREE[:2], 3)) if seed < seeds
+    "table1": [line for seed in range(5) for text, groups, seeds in ((MNIST, THREE, 5), (CIFAR, THREE[::-1], 3)) if seed < seeds
                for line in each(text + f"--group {{group}} --loss {{loss}} --seed {seed}", loss=LEARN, group=groups)]
-              + [line for text, groups, seeds in ((MNIST, THREE, 3), (CIFAR, THREE, 1), (TINY, THREE[:2], 1))
-                 for line in each(text + "--group {group} --loss supervised --seed {seed}", group=groups, seed=range(seeds))],
+              + [line for text, groups, seeds in ((MNIST, THREE, 3), (CIFAR, THREE[::-1], 1), (TINY, THREE[:2], 1))
+                 for line in each(text + "--group {group} --loss supervised --seed {seed}", group=groups, seed=range(seeds))]
+              + each(TINY + "--group {group} --loss {loss} --seed {seed}", loss=LEARN, group=THREE[:2], seed=range(3)),
     "table2": [line for loss, mlp, cnn in (("frozen", 1, 1), ("hssl", 1, 1), ("assl", 16, 6), ("supervised", 1, 1)) for seeds in (5 if loss != "supervised" else 3,)
                for line in each(MNIST + f"--group trans --backbone mlp --base-size {mlp} --loss {loss} --seed {{seed}}", seed=range(seeds))
                + each(MNIST + f"--group scale --backbone cnn --width 0.25 --base-size {cnn} --loss {loss} --seed {{seed}}", seed=range(seeds))
