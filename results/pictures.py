@@ -62,19 +62,19 @@ def knob():
     if not epsilons:
         return None
     figure, (left, *others) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
-    for e in epsilons:
-        for error, _, ratio in gaps(rows, epsilon=e):
-            left.plot(error, ratio, "o", color="tab:red", ms=5)
-            left.annotate(f"{e:g}", (error, ratio), fontsize=7, xytext=(3, 3), textcoords="offset points")
+    for n, e in enumerate(epsilons):
+        errors, _, ratios = zip(*gaps(rows, epsilon=e))
+        left.plot(errors, ratios, "o", color=plt.get_cmap("plasma")(n / len(epsilons)), ms=5, label=f"ε = {e:g}")
     left.axhline(1, color="0.6", lw=0.8)
-    left.set(xscale="log", xlabel="error of Eq. 1 of the untrained network, mean over g\n(numbers: ε; at ε = 0 it is the rounding of float32)",
+    left.legend(fontsize=8, loc="upper left")
+    left.set(xscale="log", xlabel="error of Eq. 1 of the untrained network, mean over g\n(at ε = 0 it is the rounding of float32)",
              ylabel="invariance after H-SSL / after A-SSL\n(1: the theory)", title="Does H-SSL do what A-SSL does?")
     for ax, of in zip(others, (lambda r: mean_over_g(r, "invariance"), lambda r: r["moved"])):
         for loss in ("frozen", "assl", "hssl"):
             dots(ax, {max(e, 0.01): [of(r) for r in pick(rows, epsilon=e, loss=loss).values()] for e in epsilons}, loss)
         ax.set(xscale="log", xlabel="ε (0 is drawn at 0.01)", ylim=(0, None))
     others[0].set(ylabel="invariance, mean over g", title="How far a turn moves the features")
-    others[1].set(ylabel="% of test digits, turned at random", title="Accuracy on turned digits (`moved`)")
+    others[1].set(ylabel="% of test digits, turned at random", title="Accuracy on randomly turned digits (`moved`)")
     others[0].legend()
     return figure
 
