@@ -107,7 +107,7 @@ def strength():
     if not {r["loss"] for r in rows} >= {"assl", "hssl"}:
         return None
     figure, axes = plt.subplots(1, 3, figsize=(12.8, 4), layout="constrained")
-    for ax, name in zip(axes, ("top1", "linear", "invariance")):
+    for ax, name in zip(axes, ("top1", "linear", "one position")):
         for loss in ("assl", "hssl"):
             points = {}
             for r in rows:
@@ -117,7 +117,7 @@ def strength():
         for r in rows:
             if r["loss"] == "frozen":
                 ax.axhline(value(r, name), color="0.6", lw=0.8, label="untrained" if r["seed"] == 0 else None)
-        ax.set(title=name if name != "invariance" else "invariance to a shift by one position (4 px)", xlabel="largest distance between the two views, px")
+        ax.set(title=name if name != "one position" else "invariance to a shift by one position (4 px)", xlabel="largest distance between the two views, px")
     axes[0].legend()
     return figure
 

@@ -79,7 +79,7 @@ def work(jobs, lock, running, options):
             if not jobs or time.time() > options.until:
                 return
             experiment, flags = jobs.pop(0)
-        print(f"{time.strftime('%H:%M')} {experiment}: {flags}   ({len(jobs)} left)", flush=True)
+            print(f"{time.strftime('%H:%M')} {experiment}: {flags}   ({len(jobs)} left)", flush=True)
         out = os.path.join(ROOT, "runs", f"{experiment}-{zlib.crc32(flags.encode()):08x}")
         command = [sys.executable, os.path.join(ROOT, "train.py"), *shlex.split(flags), "--data-dir", os.path.abspath(options.data_dir), "--out", out]
         command += ["--resume"] * os.path.exists(os.path.join(out, "config.json"))

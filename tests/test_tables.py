@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -37,11 +38,19 @@ def test_mean_spread_and_interval():
     assert claims.interval([5.0]) == (5.0, math.inf)
 
 
+@pytest.mark.parametrize("mean, margin", [(0.4, None), (0.0, 1.0), (0.3, 1.0), (1.2, 1.0)])
+def test_the_chance_to_decide_is_what_a_simulation_gives(mean, margin):
+    draws = np.random.default_rng(0).normal(mean, 1.0, (4000, 9))
+    decided = [claims.verdict(*claims.interval(list(values)), margin) != "undecided" for values in draws]
+    assert abs(np.mean(decided) - claims.chance(mean, 1.0, 9, margin)) < 0.03
+    assert abs(np.mean(decided) - claims.chance(mean, 1.0, 30, margin)) > 0.1  # another number of seeds
+
+
 def test_seeds_needed_is_the_smallest_number_that_suffices():
-    values, width = [1.0, 2.0, 3.0], 0.5
-    n = claims.seeds_needed(values, width)
-    half = lambda n: claims.student.ppf(0.975, n - 1) * 1.0 / n ** 0.5
-    assert half(n) <= width < half(n - 1)
+    for values, margin in (([1.0, 2.0, 3.0], None), ([-1.0, 0.1, 1.0], 0.5), ([5.0, 5.0], 1.0)):
+        n = claims.seeds_needed(values, margin)
+        even = [claims.chance(claims.statistics.mean(values), claims.statistics.stdev(values), k, margin) >= 0.5 for k in range(2, n + 1)]
+        assert even == [False] * (n - 2) + [True]
 
 
 def test_two_rows_that_claim_one_seed_are_told(folder):
@@ -55,12 +64,14 @@ def test_a_claim_is_a_paired_difference_with_its_interval_and_margin(folder):
     a, b = {0: 81.0, 1: 82.5, 2: 86.0, 7: 0.0}, {0: 80.0, 1: 82.0, 2: 84.0}
     made = claims.claim("", "", a, b)
     mean, half = claims.interval([1.0, 0.5, 2.0])
-    assert (made["mean"], made["half"], made["seeds"]) == (mean, half, 3) and made["verdict"] == "undecided" and "seeds have an even chance" in made["price"]
-    assert claims.claim("", "", a, b, margin=mean + half)["verdict"] == "equal"
-    assert claims.claim("", "", {s: 83 + s / 10 for s in range(3)}, {s: 82 for s in range(3)}, margin=2)["verdict"] == "not 0, but within the margin"
+    assert (made["mean"], made["half"], made["seeds"]) == (mean, half, 3) and made["verdict"] == "undecided" and made["price"] == "too few seeds to say how many are needed"
+    assert claims.claim("", "", a, b, margin=mean + half)["verdict"] == "within the margin"
+    assert claims.claim("", "", {s: 83 + s / 10 for s in range(3)}, {s: 82 for s in range(3)}, margin=2)["verdict"] == "within the margin"
+    waits = claims.claim("", "", a, b, margin=mean + half, planned=5)
+    assert (waits["verdict"], waits["price"]) == ("waits: 3 of 5 seeds", "") and claims.claim("", "", a, b, planned=3)["verdict"] == "undecided"
     assert claims.claim("", "", a, b, margin=mean + half - 1e-6)["verdict"] == "undecided"
     near = claims.claim("", "", {0: 0.2, 1: 0.7, 2: 1.1, 3: 1.6}, dict.fromkeys(range(4), 0.0), margin=1)  # 0.9 ± 0.95; "different" with 0.9 ± 0.9
-    assert near["verdict"] == "undecided" and near["price"].startswith("about 5 seeds")
+    assert near["verdict"] == "undecided" and near["price"] == f"about {claims.seeds_needed([0.2, 0.7, 1.1, 1.6], 1)} new seeds have an even chance to decide"
     shifted = {s: v + 10 for s, v in a.items()}
     assert claims.claim("", "", shifted, b, margin=1)["verdict"] == "different" and claims.claim("", "", shifted, b)["verdict"] == "holds"
     assert claims.claim("", "", b, shifted)["verdict"] == "fails" and claims.claim("", "", {0: 1.0}, b) is None
@@ -69,12 +80,13 @@ def test_a_claim_is_a_paired_difference_with_its_interval_and_margin(folder):
 def test_the_claims_speak_of_the_rows(folder):
     found = {r["what"]: r for r in claims.claims()}
     same = found["invariance, A - H, rotation"]
-    assert same["verdict"] == "equal" and abs(same["mean"] - 0.001) < 1e-9
+    assert same["verdict"] == "within the margin" and abs(same["mean"] - 0.001) < 1e-9
     assert found["invariance, untrained - H, rotation"]["verdict"] == "holds"
     assert "invariance, A - H, scale" not in found  # no such rows
     assert same["claim"] in tables.claims_table()
     planned = {r["what"]: r["margin"] for r in claims.compare(claims.rows_of("learned"), "", claims.PLANNED)}
     assert planned["invariance, A - H, rotation"] == 0.05 and planned["moved, A - H, rotation"] == 2 and planned["top-1, A - H, rotation"] == 1
+    assert all(r["verdict"] == "waits: 3 of 5 seeds" for r in claims.compare(claims.rows_of("learned"), "", claims.PLANNED, 5))
     for r in found.values():  # for n claims the two tails of 2.5 % become 2.5 % / n
         wider = claims.student.ppf(1 - 0.025 / len(found), 2) / claims.student.ppf(0.975, 2)
         assert wider > 1.5 and r["corrected"] == claims.verdict(r["mean"], r["half"] * wider, r["margin"])
@@ -82,7 +94,7 @@ def test_the_claims_speak_of_the_rows(folder):
 
 def test_a_verdict_compares_the_interval_with_0_or_with_the_margin():
     assert [claims.verdict(mean, 1) for mean in (1.1, 0.9, -0.9, -1.1)] == ["holds", "undecided", "undecided", "fails"]
-    assert [claims.verdict(mean, 1, margin=3) for mean in (0.9, -1.9, 2.1, 0)] == ["equal", "not 0, but within the margin", "different", "equal"]
+    assert [claims.verdict(mean, 1, margin=3) for mean in (0.9, -1.9, 2.1, 0)] == ["within the margin", "within the margin", "different", "within the margin"]
     assert claims.verdict(0.9, 1, margin=1.5) == "undecided"
 
 
