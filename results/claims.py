@@ -148,7 +148,7 @@ def compare(rows, where, margins=None, planned=0):
         for name, short, teacher, part, text in measures(group):
             untrained, h, a = (by_seed(rows, name, group=group, loss=loss) for loss in ("frozen", "hssl", "assl"))
             if teacher == "assl":
-                found.append(claim("H-SSL lowers invariance", f"{short}, untrained - H, {spelled}{where}", untrained, h, planned=planned))
+                found.append(claim("H-SSL lowers `invariance`", f"{short}, untrained - H, {spelled}{where}", untrained, h, planned=planned))
             gain = claim("", "", untrained, a) if teacher == "assl" else claim("", "", h, untrained)
             if gain and (margins or gain["mean"] > gain["half"]):
                 margin = margins[name] if margins else gain["mean"] / part
