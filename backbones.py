@@ -35,6 +35,8 @@ class Normalise(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None])  # (C_in, 1, 1)
 
     def forward(self, x):
+        if not x.is_floating_point():
+            raise ValueError(f"images are floating point numbers in 0 … 1, not {x.dtype}: x.float() / 255")
         return (x - self.mean) / self.std  # (B, C_in, H, W)
 
 

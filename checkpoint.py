@@ -3,10 +3,11 @@
 Needs no sibling: you can copy this file alone.
 
     lock = open_run("runs/a", config, resume=False)     # a new folder, or this run's own; other processes are kept out
-    good = save("runs/a", state, None)                  # state: a dict of tensors, numbers, strings, lists and dicts
+    good = save("runs/a", state, None)                  # state: a dict of `step` and tensors, numbers, strings, None, lists, dicts
     state, good, warning = load("runs/a", fresh=state)  # the newest undamaged checkpoint that fits `fresh`, or None
 
-Every problem that the user can fix raises a UsageError with a message of one line.  The last good checkpoint is always kept.
+For an optimiser save the tensors of its state as a list: optimizer.state_dict() has no entries before the first step, and so
+does not fit.  Every problem that the user can fix raises a UsageError with a message of one line.  The last good checkpoint is always kept.
 """
 import contextlib
 import io
@@ -110,10 +111,10 @@ def lock_folder(folder):
 def difference(saved, fresh, name="it"):
     """The first reason why `saved` can't replace `fresh`, as text; "" if there is none.
 
-    Required: the same types, keys, lengths, shapes and dtypes; equal strings; finite tensors; finite numbers >= 0."""
+    Required: the same types, keys, lengths, shapes and dtypes; equal strings; finite tensors and numbers."""
     if not isinstance(saved, dict if isinstance(fresh, dict) else type(fresh)):  # an OrderedDict is a dict
         return f"{name} is a {type(saved).__name__}, not a {type(fresh).__name__}"
-    if isinstance(fresh, list):
+    if isinstance(fresh, (list, tuple)):
         saved, fresh = dict(enumerate(saved)), dict(enumerate(fresh))
     if isinstance(fresh, dict):
         if saved.keys() != fresh.keys():
@@ -123,9 +124,9 @@ def difference(saved, fresh, name="it"):
         if (saved.shape, saved.dtype) != (fresh.shape, fresh.dtype):
             return f"{name} is {tuple(saved.shape)} {saved.dtype}, not {tuple(fresh.shape)} {fresh.dtype}"
         return "" if saved.isfinite().all() else f"{name} is not finite"
-    if isinstance(fresh, str):
+    if isinstance(fresh, (str, type(None))):
         return "" if saved == fresh else f"{name} is another run's"
-    return "" if math.isfinite(saved) and saved >= 0 else f"{name} is {saved}"
+    return "" if math.isfinite(saved) else f"{name} is {saved}"
 
 
 def save(folder, state, good):
@@ -150,7 +151,7 @@ def load(folder, fresh):
     """The newest undamaged checkpoint that fits `fresh` → (state, its path, a warning or ""); (None, None, "") if the run
     has no checkpoint and no results yet.
 
-    fresh: the state of the same run at its start, with `step` and the upper bound `steps`.  Raises UsageError if there are
+    fresh: the state of the same run at its start, with `step` and, if there is one, the upper bound `steps`.  Raises UsageError if there are
     checkpoints but none can be used, or if there are results but no checkpoint."""
     refused, path = [], os.path.join(folder, "checkpoint.pt")
     for candidate in filter(is_file, (path, path + ".previous")):
@@ -158,7 +159,7 @@ def load(folder, fresh):
             damaged = zipfile.ZipFile(candidate).testzip()  # a checkpoint is a zip file: every part has a checksum
             state = {} if damaged else torch.load(candidate, map_location="cpu", weights_only=True)
             problem = f"{damaged} is damaged" if damaged else difference(state, fresh)
-            problem = problem or (f"its step is {state['step']}" if state["step"] > fresh["steps"] else "")
+            problem = problem or ("" if 0 <= state["step"] <= fresh.get("steps", math.inf) else f"its step is {state['step']}")
         except Exception as error:  # truncated, foreign or malicious: torch raises many types
             problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"
         if not problem:

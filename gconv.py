@@ -3,7 +3,8 @@
 The kernel is a combination of Hermite–Gaussian functions ψ_ab(y, x) = b_a(y)·b_b(x) with learned
 coefficients w_ab.  To turn or enlarge the kernel, turn or enlarge the *functions*.  The coefficients do
 not change, and they are the only parameters (SESN, Sosnovik et al. 2020, basis type A; the paper's
-Appendix B adds the four turned copies).  Needs no sibling: you can copy this file alone.
+Appendix B adds the four turned copies).  Exact for turns, at sizes that fit the strides; for scale only
+approximate (its error can be larger than without Γ_g).  Needs no sibling: you can copy this file alone.
 
     import torch
     from gconv import GConv
@@ -39,6 +40,7 @@ def support(kernel_size, scale, max_scale):
 
 
 @functools.lru_cache(maxsize=None)
+@torch.inference_mode(False)  # what is kept here is used in training too
 def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
     """The 1-D functions b_n(u) = He_n(u/s)·exp(-u²/2s²)/s, n = 0 … e-1, at each scale s.
 
@@ -80,7 +82,8 @@ class GConv(nn.Module):
     every call, so they always match the weights.
 
     kernel_size   odd; the support at the largest scale
-    effective_size  e: orders 0 … e-1 in x and in y, e² coefficients for each pair of channels
+    effective_size  e: orders 0 … e-1 in x and in y, e² coefficients for each pair of channels (default kernel_size;
+                  with several scales 3 is better, since the smallest filter has few pixels)
     scales        factors in non-decreasing order; (1.0,) for no scaling
     rotations     1 or 4 (quarter turns)
     extent        how many neighbours k on the group axis a filter spans: 1 in SESN and the paper, up to |G|
@@ -145,6 +148,8 @@ class GConv(nn.Module):
 
         With `counts`, y is folded: (N, C_in, H, W) sorted by element → (N, C_out, H', W').  ValueError if y is too small."""
         if counts is None:
+            if y.dim() not in (4, 5) or y.dim() == 5 and y.shape[2] != self.order:
+                raise ValueError(f"this layer takes (B, C_in, H, W) or (B, C_in, {self.order}, H, W), not {tuple(y.shape)}")
             self.warn_if_inexact(y)
             folded = y.repeat(self.order, 1, 1, 1) if y.dim() == 4 else y.permute(2, 0, 1, 3, 4).flatten(0, 1)  # (G·B, C_in, H, W)
             return unlift(self(folded, [len(y)] * self.order), None, self.order)
@@ -242,6 +247,7 @@ def channels_last(y):
 
 # ---------------------------------------------------------------- the faster form
 @functools.lru_cache(maxsize=1024)
+@torch.inference_mode(False)
 def jet_matrix(basis_key, s, size, stride, padding, dtype, device):
     """The filter bank of one axis as a banded matrix: row (i, n) is b_n centred on output i.
 

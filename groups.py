@@ -272,7 +272,9 @@ def fibers(z, group, pool="mean"):
     """z read as a function on the group (Section 2): z(g) ∈ R^C for every g.
 
     For translation each position is an element.  The other groups pool over space: "mean" as in Appendix B, or "max".
-    z (B, C, G, H', W') → (B, |G|, C)."""
+    z (B, C, G, H', W') → (B, |G|, C).  ValueError for another pool."""
+    if pool not in ("mean", "max"):
+        raise ValueError(f"fibers are pooled by 'mean' or 'max', not {pool!r}")
     z = z.flatten(2) if group.spatial else z.mean((-2, -1)) if pool == "mean" else z.amax((-2, -1))  # (B, C, |G|)
     return z.transpose(1, 2)  # (B, |G|, C)
 
@@ -333,11 +335,12 @@ def _shift_axis(x, d, dim, wrap):
 
 
 def _take(z, index):
-    """z at the elements `index` of the lifted axis, 0 where `index` is -1: z (B, C, G, …), index (B, n) → (B, C, n, …)."""
+    """Γ_g on the lifted axis: z at the elements `index`, 0 where it is -1.  z (B, C, G, H', W'), index (B, G) → as z."""
+    if z.dim() != 5 or z.shape[2] != index.shape[1]:
+        raise ValueError(f"a feature map of this group is (B, C, {index.shape[1]}, H', W'), not {tuple(z.shape)}")
     b = torch.arange(len(z), device=z.device)[:, None]  # (B, 1)
-    taken = z.transpose(1, 2)[b, index.clamp(min=0)]  # (B, n, C, …)
-    keep = (index >= 0).view(index.shape + (1,) * (z.dim() - 2))  # (B, n, 1, …)
-    return (taken * keep).transpose(1, 2)  # (B, C, n, …)
+    taken = z.transpose(1, 2)[b, index.clamp(min=0)]  # (B, G, C, H', W')
+    return (taken * (index >= 0)[..., None, None, None]).transpose(1, 2)  # (B, C, G, H', W')
 
 
 def first_elements(size, order):

@@ -5,7 +5,8 @@ Needs one sibling: groups.py.
     A-SSL changes the image twice, with one base space:  h(f(T_g1 x)(g0))   against  h(f(T_g2 x)(g0))
     H-SSL keeps the image and moves the base space:      h(f(x)(g1⁻¹·g0))   against  h(f(x)(g2⁻¹·g0))
 
-If f is equivariant, the two give the same numbers, since f(T_g x)(g0) = Γ_g f(x)(g0) = f(x)(g⁻¹·g0).
+If f is equivariant, the two give the same numbers, since f(T_g x)(g0) = Γ_g f(x)(g0) = f(x)(g⁻¹·g0).  (Not for scale: fibers
+are pooled over space, and the mean of a shrunk map is another one.  Measure it with `distances`.)
 
 Under torchrun each rank holds a part of the batch.  The negatives come from all ranks, with gradient.
 """
@@ -88,15 +89,22 @@ class AllGather(torch.autograd.Function):
 def bundles(f, x, base, group):
     """f(x) at m base spaces of n elements for each image: x (M, C_in, H, W), base (M, m, n) → (m, M, n·C).
 
-    f computes only these elements if it can (extent 1) and if two bundles have fewer elements than the group.  The rule
-    does not depend on the loss: A-SSL and H-SSL take the same branch, and BatchNorm sees the same fibers in both."""
+    f: images → z (M, C, G, H', W').  It may have `pool` (see `fibers`) and, if f(x, elements) can compute only some elements
+    of the lifted axis, `independent` = True and `order` = G.  These are used if two bundles have fewer elements than the
+    group.  The rule does not depend on the loss: A-SSL and H-SSL take the same branch, and BatchNorm sees the same fibers
+    in both.  Raises ValueError if x, base, f and the group do not fit."""
     m, n = base.shape[1:]
-    flat = base.flatten(1)  # (M, m·n)
-    if not group.spatial and f.independent and 2 * n < f.order:
-        z = fibers(f(x, flat), group, f.pool)  # (M, m·n, C): only those fibers
+    if len(base) != len(x) or base.min() < 0 or base.max() >= group.order:
+        raise ValueError(f"{len(x)} images, but base spaces for {len(base)}, with elements {base.min()} … {base.max()} of 0 … {group.order - 1}: "
+                         "give one g for each image, and draw it with groups.pairs and groups.sample")
+    flat, pool = base.flatten(1), getattr(f, "pool", "mean")  # (M, m·n)
+    if not group.spatial and getattr(f, "independent", False) and 2 * n < f.order == group.order:
+        z = fibers(f(x, flat), group, pool)  # (M, m·n, C): only those fibers
         return z.unflatten(1, (m, n)).flatten(2).transpose(0, 1)  # (m, M, n·C)
-    z = bundle(fibers(f(x), group, f.pool), flat)  # (M, m·n·C)
-    return z.unflatten(1, (m, -1)).transpose(0, 1)  # (m, M, n·C)
+    z = fibers(f(x), group, pool)  # (M, |G|, C)
+    if z.shape[1] != group.order:
+        raise ValueError(f"f has {z.shape[1]} fibers, and the group {group.order} elements: take the group of this network")
+    return bundle(z, flat).unflatten(1, (m, -1)).transpose(0, 1)  # (m, M, n·C)
 
 
 def cosine_regression(p1, p2, y1, y2):
@@ -118,17 +126,19 @@ def cosine_regression(p1, p2, y1, y2):
 def a_ssl(f, h, x, group, g0, g1, g2, map_group=None):
     """Eq. 2, the two views: h(f(T_g1 x)(g0)) and h(f(T_g2 x)(g0)).
 
-    f, h: backbone and head; x (B, C_in, H, W); g1, g2 (B,); g0 (B, |g0|), "the same for both branches";
+    f, h: backbone (see `bundles`) and head; x (B, C_in, H, W); g1, g2 (B,); g0 (|g0|,) or (B, |g0|), "the same for both branches";
     group acts on the images; map_group (default: group) defines how fibers are read off z.
     Returns y1, y2 (B, D): the arguments of `info_nce`."""
     x12 = torch.cat([group.T(x, g1), group.T(x, g2)])  # (2B, C_in, H, W): two images …
-    base = torch.cat([g0, g0])[:, None]  # (2B, 1, |g0|): … one base space
+    base = torch.atleast_2d(g0).expand(len(x), -1).repeat(2, 1)[:, None]  # (2B, 1, |g0|): … one base space
     y = bundles(f, x12, base, map_group or group)[0]  # (2B, |g0|·C)
     return h(y).chunk(2)  # (B, D) twice
 
 
 def h_ssl(f, h, x, group, g0, g1, g2):
-    """Eq. 3, the two views: h(f(x)(g1⁻¹·g0)) and h(f(x)(g2⁻¹·g0)).  Arguments and result as in `a_ssl`."""
+    """Eq. 3, the two views: h(f(x)(g1⁻¹·g0)) and h(f(x)(g2⁻¹·g0)).  Arguments and result as in `a_ssl`.
+
+    For translation and scale draw g1, g2 with `groups.pairs` and `groups.sample`: g⁻¹·g0 must not leave the map or the list."""
     base = torch.stack([group.shift_base(g1, g0), group.shift_base(g2, g0)], 1)  # (B, 2, |g0|): two base spaces …
     y = bundles(f, x, base, group).flatten(0, 1)  # … of one image: (2B, |g0|·C)
     return h(y).chunk(2)  # (B, D) twice
@@ -155,11 +165,14 @@ def distances(f, x, group, elements, g0, map_group=None):
 
     Each is divided by the distance between two different images, √ mean over i ≠ k of ‖f(x_i)(g0) - f(x_k)(g0)‖²: 1 means
     "as far apart as two images".  The null of equation1 is invariance: the error of Eq. 1 if Γ_g did nothing.
-    If f is exactly equivariant, equation1 is 0 and invariance equals axis.
+    If f is exactly equivariant, equation1 is 0 and invariance equals axis (not for scale, see the top of this file).
 
     x (B, C_in, H, W), B >= 2; elements (M,); g0 (|g0|,).  map_group: given if the group does not act on z, it defines how
     fibers are read off z; equation1 and axis are then None, since there is no Γ_g.  → dict of three lists of M floats.  Each
-    float is None if f gives all images the same features, up to rounding (0/0).  f must be in evaluation mode."""
+    float is None if f gives all images the same features, up to rounding (0/0).  Raises ValueError if f is in training mode,
+    or for one image."""
+    if getattr(f, "training", False) or len(x) < 2:
+        raise ValueError("distances need f in evaluation mode (f.eval()) and at least two images")
     read = lambda x, base: bundles(f, x, base.expand(len(x), -1, -1), map_group or group)  # (m, B, |g0|·C) at m base spaces
     here = read(x, g0[None])[0]  # (B, |g0|·C)
     moved = [read(group.T(x, g.expand(len(x))), g0[None])[0] for g in elements]  # M × (B, |g0|·C)

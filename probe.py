@@ -194,6 +194,8 @@ def main(argv=None):
     p.add_argument("--data-dir", default="data", help="folder of the images (default data)")
     p.add_argument("--weights", metavar="FILE", help="also write the weights of f to FILE, and the results and flags to FILE.json")
     args = p.parse_args(argv)
+    if args.weights and not os.path.isdir(os.path.dirname(args.weights) or "."):
+        raise checkpoint.UsageError(f"there is no folder {os.path.dirname(args.weights)}: make it, or choose another --weights")
     f, classifier, draws, images, config = open_network(args.run, args.data_dir)
     launch.keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -125,7 +125,8 @@ class LARS(torch.optim.Optimizer):
         v = m·v + q·d       momentum
         p = p - lr·v
 
-    You et al. divide by ‖g‖ + wd·‖p‖; SimCLR puts lr inside v.  Tensors of one dimension (biases, norms) get q = 1, wd = 0."""
+    You et al. divide by ‖g‖ + wd·‖p‖; SimCLR puts lr inside v.  Tensors of one dimension (biases, norms) get q = 1, wd = 0.
+    params: tensors, no groups.  The class needs only torch: you can copy it."""
 
     def __init__(self, params, lr=0.1, momentum=0.9, weight_decay=1e-4, eta=0.001):
         params = list(params)

@@ -50,6 +50,11 @@ def test_structureless_shapes():
     assert not any(isinstance(m, GConv) for m in f.modules())
 
 
+def test_images_of_whole_numbers_are_told():
+    with pytest.raises(ValueError, match="x.float\\(\\) / 255"):
+        Normalise()(torch.zeros(1, 1, 29, 29, dtype=torch.uint8))
+
+
 def test_head_and_classifiers():
     assert [m.out_features for m in Head(7) if hasattr(m, "out_features")] == [128, 128, 128]
     h = Head(512, (512, 2048, 512), norm_input=True)

@@ -36,6 +36,14 @@ def test_a_saved_state_comes_back_and_the_one_before_it_is_kept(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_a_state_of_another_script_comes_back(tmp_path):
+    """No `steps`; a number below 0, a tuple, None."""
+    state = dict(step=3, loss=-0.3, betas=(0.9, 0.99), best=None, moments=[torch.ones(2)])
+    save(str(tmp_path), state, None)
+    found, _, _ = load(str(tmp_path), fresh=state | dict(step=0))
+    assert found["step"] == 3 and found["betas"] == (0.9, 0.99) and found["best"] is None and found["loss"] == -0.3
+
+
 def test_damaged_foreign_and_hostile_checkpoints_are_refused(tmp_path, capsys, monkeypatch):
     """200 mutations, cuts, foreign files and a pickle that would run a command: the one before is used, the damaged file is
     left as it is, and no weight of it gets through."""

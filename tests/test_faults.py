@@ -706,8 +706,9 @@ def test_a_folder_that_can_not_be_probed_is_told(tiny, tmp_path, finished, spoil
 
 
 def test_the_probe_says_it_in_one_line(tmp_path):
-    done = subprocess.run([sys.executable, os.path.join(ROOT, "probe.py"), "nowhere"], cwd=tmp_path, text=True, capture_output=True)
-    assert done.returncode == 2 and done.stderr.startswith("probe.py: nowhere holds no run") and done.stderr.count("\n") == 1
+    for flags, told in ((["nowhere"], "probe.py: nowhere holds no run"), (["nowhere", "--weights", "no/w.pt"], "probe.py: there is no folder no")):
+        done = subprocess.run([sys.executable, os.path.join(ROOT, "probe.py"), *flags], cwd=tmp_path, text=True, capture_output=True)
+        assert done.returncode == 2 and done.stderr.startswith(told) and done.stderr.count("\n") == 1
 
 
 @pytest.fixture(scope="module")

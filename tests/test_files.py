@@ -53,6 +53,14 @@ def test_readme_snippet_prints_what_it_says(tmp_path):
     assert expected and done.stdout.strip().split("\n") == [e.strip() for e in expected]
 
 
+def test_the_lines_that_load_the_weights_give_features_of_the_network():
+    block = re.search(r"```python\n(.*?)```", open(os.path.join(ROOT, "notebooks/weights/README.md")).read(), re.S).group(1)
+    for name, order in (("rot-hssl", 4), ("scale-hssl", 6)):  # the file's name is all that changes
+        more = f"\nassert z.shape == (2, {order}, 128)"
+        done = subprocess.run([sys.executable, "-c", block.replace("rot-hssl", name) + more], cwd=ROOT, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("page", ["README.md", "results/README.md"])
 def test_links_and_anchors_lead_somewhere(page):
     text = open(os.path.join(ROOT, page)).read()

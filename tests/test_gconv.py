@@ -264,3 +264,20 @@ def test_bfloat16_is_near_float32(form):
         z = conv(y)
     assert z.dtype == torch.bfloat16
     assert relative(z.float(), conv(y)) < 4 * 2 ** -8
+
+
+def test_a_forward_pass_in_inference_mode_does_no_harm_to_later_training():
+    """The bases and matrices that are kept must not be inference tensors.  Sizes that no other test has."""
+    conv, x = GConv(1, 24, 13, 3, padding=6), torch.rand(2, 1, 21, 21)
+    with torch.inference_mode():
+        conv(x)
+        GConv(1, 2, 9, 2, padding=4).kernel(0)
+    conv(x).sum().backward()
+    GConv(1, 2, 9, 2, padding=4).kernel(0).sum().backward()
+    assert conv.mixes(0) and conv.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("shape", [(1, 29, 29), (2, 8, 6, 29, 29), (2, 2, 8, 4, 29, 29)])
+def test_a_map_of_another_shape_is_told(shape):
+    with pytest.raises(ValueError, match="this layer takes"):
+        GConv(8, 8, 7, 3, padding=3, rotations=4)(torch.rand(shape))

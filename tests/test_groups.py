@@ -227,3 +227,15 @@ def test_translation_moves_by_whole_strides():
     group = Translation(3, 3, stride=2)
     assert group.T(x, torch.tensor([1 * 3 + 1]))[0, 0, 3, 3] == 1  # (dy, dx) = (1, 1): two pixels each
     assert list(itertools.chain(*group.coordinates(torch.tensor([5])).tolist())) == [1, 2]
+
+
+@pytest.mark.parametrize("group", [Rotation(), Scale(), RotationScale()])
+@pytest.mark.parametrize("shape", [(2, 5, 7, 7), (2, 5, 5, 7, 7)])
+def test_gamma_takes_maps_of_its_group_only(group, shape):
+    with pytest.raises(ValueError, match="a feature map of this group"):
+        group.Gamma(torch.rand(shape), torch.tensor([0, 0]))
+
+
+def test_fibers_are_pooled_by_mean_or_max():
+    with pytest.raises(ValueError, match="'avg'"):
+        fibers(torch.rand(2, 3, 4, 5, 5), Rotation(), "avg")

@@ -158,7 +158,8 @@ def test_equation_2_is_equation_3_even_while_batchnorm_learns(size):
 def test_without_equivariance_the_two_differ():
     """An MLP, and an even image: the same two lines of code, and another number."""
     x, group = torch.rand(12, 1, 28, 28), Rotation()
-    for f, c in ((MNISTNet(rotations=4, width=1 / 8).double().eval(), 16), (MLP(28 * 28).double().eval(), 128)):
+    mlp = MLP(28 * 28).double().eval()
+    for f, c in ((MNISTNet(rotations=4, width=1 / 8).double().eval(), 16), (lambda x: mlp(x)[:, :, :4], 128)):  # four of its 16 elements
         h = Head(c, (16, 16, 16)).eval()
         with torch.no_grad():
             a, b = (info_nce(*loss(f, h, x, group, *draws(group, 12, 1))) for loss in (a_ssl, h_ssl))
@@ -337,3 +338,33 @@ def test_moved_images_are_drawn_as_a_ssl_draws_them():
     x[:, :, 14, 14] = 1
     y = draws.moved(x, torch.Generator().manual_seed(0)).flatten(1).argmax(1)  # (B,): where the dot went
     assert uniform(y // 29, range(9, 20)) and uniform(y % 29, range(9, 20))
+
+
+# ---------------------------------------------------------------- what does not fit together
+def misfits():
+    f, x, two = MNISTNet(scales=SCALES, width=1 / 8).eval(), torch.rand(4, 1, 29, 29), torch.tensor([0, 1, 2, 3])
+    plain, zero = MNISTNet(width=1 / 8).eval(), torch.tensor([0])
+    return {
+        "the group of another network": (lambda: h_ssl(f, Head(16, (8,)), x, Rotation(), zero, two, two), "6 fibers, and the group 4 elements"),
+        "a grid of another size": (lambda: h_ssl(plain, Head(16, (8,)), x, Translation(4, 4), zero, two, two), "64 fibers, and the group 16"),
+        "too few elements": (lambda: h_ssl(f, Head(16, (8,)), x, Scale(), zero, two[:2], two[:2]), "4 images, but base spaces for 2"),
+        "past the last scale": (lambda: h_ssl(f, Head(16, (8,)), x, Scale(), torch.tensor([4]), two, two), "groups.pairs"),
+        "a base space that is not in the group": (lambda: a_ssl(plain, Head(16, (8,)), x, Translation(8, 8), zero + 64, two, two), "elements 64 … 64 of 0 … 63"),
+        "training mode": (lambda: distances(f.train(), x, Scale(), two, zero), "evaluation mode"),
+        "one image": (lambda: distances(f.eval(), x[:1], Scale(), two, zero), "at least two images"),
+    }
+
+
+@pytest.mark.parametrize("what", misfits())
+def test_arguments_that_do_not_fit_together_are_told(what):
+    """Each of them would give a plausible number."""
+    call, word = misfits()[what]
+    with pytest.raises(ValueError, match=word):
+        call()
+
+
+def test_one_base_space_for_all_images_is_enough():
+    f, h, x, g = MNISTNet(rotations=4, width=1 / 8).eval(), Head(32, (8,)).eval(), torch.rand(4, 1, 29, 29), torch.tensor([0, 1, 2, 3])
+    for loss in (a_ssl, h_ssl):
+        one, each = (loss(f, h, x, Rotation(), g0, g, g.flip(0)) for g0 in (g[:2], g[:2].expand(4, -1)))
+        assert torch.equal(one[0], each[0]) and torch.equal(one[1], each[1])
