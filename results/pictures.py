@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from results.claims import FOLDER, GROUPS, LOSSES, mean_over_g, pick, reach, rows_of, value  # noqa: E402
+from results.claims import FOLDER, GROUPS, LOSSES, claims, mean_over_g, pick, reach, rows_of, value  # noqa: E402
 
 COLOURS = {"frozen": "0.6", "hssl": "tab:orange", "assl": "tab:blue"}
 MARKS = {"frozen": "s", "hssl": "o", "assl": "^"}
@@ -52,6 +52,23 @@ def learned():
     axes[0].legend()
     axes[0].text(0.5, 1.015, "as far as two different images", fontsize=7, color="0.5", transform=axes[0].get_yaxis_transform(), ha="center")
     figure.suptitle("How far T_g moves the features: 0 is invariant")
+    return figure
+
+
+def same():
+    """The claims that two things are the same, in units of their margins."""
+    found = [r for r in claims() if r["margin"] and not r["verdict"].startswith("waits")]
+    colours = {"within the margin": "tab:green", "different": "tab:red", "undecided": "0.5"}
+    figure, ax = plt.subplots(figsize=(9, 1.6 + 0.28 * len(found)), layout="constrained")
+    ax.axvspan(-1, 1, color="0.92", label="the margin")
+    ax.axvline(0, color="0.6", lw=0.8)
+    for row, r in enumerate(found):
+        ax.errorbar(r["mean"] / r["margin"], row, xerr=r["half"] / r["margin"], fmt="o", ms=4, color=colours[r["verdict"]])
+    for name, colour in colours.items():
+        ax.plot([], [], "o-", color=colour, label=name)
+    ax.set(yticks=range(len(found)), yticklabels=[r["what"] for r in found], xlabel="difference over its margin, with its 95 % interval", title="Is it the same?")
+    ax.invert_yaxis()
+    ax.legend(fontsize=8, loc="lower left")
     return figure
 
 
@@ -182,8 +199,8 @@ def learned_group():
 
 
 if __name__ == "__main__":
-    for make in (learned, knob, scale_repaired, rotation_long, strength, learned_group):
-        figure = make() if rows_of(make.__name__) else None
+    for make in (learned, same, knob, scale_repaired, rotation_long, strength, learned_group):
+        figure = make() if make is same or rows_of(make.__name__) else None
         if figure:
             figure.savefig(os.path.join(FOLDER, f"{make.__name__}.png"), dpi=100)
             print(f"{make.__name__}.png")
