@@ -57,7 +57,9 @@ def learned():
 
 def same():
     """The claims that two things are the same, in units of their margins."""
-    found = [r for r in claims() if r["margin"] and not r["verdict"].startswith("waits")]
+    found = [r for r in claims() if r["margin"] and not r["waits"]]
+    if not found:
+        return None
     colours = {"within the margin": "tab:green", "different": "tab:red", "undecided": "0.5"}
     figure, ax = plt.subplots(figsize=(9, 1.6 + 0.28 * len(found)), layout="constrained")
     ax.axvspan(-1, 1, color="0.92", label="the margin")

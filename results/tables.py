@@ -226,12 +226,13 @@ def claims_table():
 def power():
     """For Table 1's claims: half the 95 % interval, and the chance of a decision, with 3 and 5 seeds, if all is as in `learned`."""
     lines = ["| A - H | in `learned` | margin | 5 seeds: interval | chance to decide | 3 seeds: interval | chance |", "|---" * 7 + "|"]
+    rows = rows_of("learned")
     for group, spelled in GROUPS.items():
         for name, short, *_ in claims.measures(group):
-            a, h = (by_seed(rows_of("learned"), name, group=group, loss=loss) for loss in ("assl", "hssl"))
+            a, h = (by_seed(rows, name, group=group, loss=loss) for loss in ("assl", "hssl"))
             values, margin, digits = list(claims.difference(a, h).values()), claims.PLANNED[name], 1 if name in READOUTS else 3
             mean, deviation = statistics.mean(values), statistics.stdev(values)
-            cells = [f"±{claims.student.ppf(0.975, n - 1) * deviation / n ** 0.5:.{digits}f} | {100 * claims.chance(mean, deviation, n, margin):.0f} %" for n in (5, 3)]
+            cells = [f"±{claims.half_width(deviation, n):.{digits}f} | {100 * claims.chance(mean, deviation, n, margin):.0f} %" for n in (5, 3)]
             lines.append(f"| {short}, {spelled} | {mean:+.{digits}f} | {margin:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

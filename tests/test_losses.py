@@ -341,26 +341,24 @@ def test_moved_images_are_drawn_as_a_ssl_draws_them():
 
 
 # ---------------------------------------------------------------- what does not fit together
-def misfits():
-    f, x, two = MNISTNet(scales=SCALES, width=1 / 8).eval(), torch.rand(4, 1, 29, 29), torch.tensor([0, 1, 2, 3])
-    plain, zero = MNISTNet(width=1 / 8).eval(), torch.tensor([0])
-    return {
-        "the group of another network": (lambda: h_ssl(f, Head(16, (8,)), x, Rotation(), zero, two, two), "6 fibers, and the group 4 elements"),
-        "a grid of another size": (lambda: h_ssl(plain, Head(16, (8,)), x, Translation(4, 4), zero, two, two), "64 fibers, and the group 16"),
-        "too few elements": (lambda: h_ssl(f, Head(16, (8,)), x, Scale(), zero, two[:2], two[:2]), "4 images, but base spaces for 2"),
-        "past the last scale": (lambda: h_ssl(f, Head(16, (8,)), x, Scale(), torch.tensor([4]), two, two), "groups.pairs"),
-        "a base space that is not in the group": (lambda: a_ssl(plain, Head(16, (8,)), x, Translation(8, 8), zero + 64, two, two), "elements 64 … 64 of 0 … 63"),
-        "training mode": (lambda: distances(f.train(), x, Scale(), two, zero), "evaluation mode"),
-        "one image": (lambda: distances(f.eval(), x[:1], Scale(), two, zero), "at least two images"),
-    }
+FOUR, ZERO = torch.arange(4), torch.tensor([0])
+MISFITS = {  # a call with a network of six scales, an ordinary one and four images, and a word of the answer
+    "the group of another network": (lambda f, plain, x: h_ssl(f, Head(16, (8,)), x, Rotation(), ZERO, FOUR, FOUR), "6 fibers, and the group 4 elements"),
+    "a grid of another size": (lambda f, plain, x: h_ssl(plain, Head(16, (8,)), x, Translation(4, 4), ZERO, FOUR, FOUR), "64 fibers, and the group 16"),
+    "too few elements": (lambda f, plain, x: h_ssl(f, Head(16, (8,)), x, Scale(), ZERO, FOUR[:2], FOUR[:2]), "4 images, but base spaces for 2"),
+    "past the last scale": (lambda f, plain, x: h_ssl(f, Head(16, (8,)), x, Scale(), torch.tensor([4]), FOUR, FOUR), "groups.pairs"),
+    "a base space that is not in the group": (lambda f, plain, x: a_ssl(plain, Head(16, (8,)), x, Translation(8, 8), ZERO + 64, FOUR, FOUR), "elements 64 … 64 of 0 … 63"),
+    "training mode": (lambda f, plain, x: distances(f.train(), x, Scale(), FOUR, ZERO), "evaluation mode"),
+    "one image": (lambda f, plain, x: distances(f, x[:1], Scale(), FOUR, ZERO), "at least two images"),
+}
 
 
-@pytest.mark.parametrize("what", misfits())
+@pytest.mark.parametrize("what", MISFITS)
 def test_arguments_that_do_not_fit_together_are_told(what):
     """Each of them would give a plausible number."""
-    call, word = misfits()[what]
+    call, word = MISFITS[what]
     with pytest.raises(ValueError, match=word):
-        call()
+        call(MNISTNet(scales=SCALES, width=1 / 8).eval(), MNISTNet(width=1 / 8).eval(), torch.rand(4, 1, 29, 29))
 
 
 def test_one_base_space_for_all_images_is_enough():
