@@ -44,7 +44,7 @@ class MNISTNet(nn.Module):
     """Three group convolutions, each with BatchNorm and ReLU: 29 × 29 px → z (B, 128·width, G, 8, 8).
 
     functions: basis functions of the first layer along each axis.  With the six scales, the filter at scale 1
-    has only 7 pixels: too few for the paper's 11 functions, enough for 3.  pool: "mean" (the paper) or "max".  conv: the class of the layers."""
+    has only 7 × 7 pixels, and on 7 pixels at most 7 of the paper's 11 functions are independent.  pool: "mean" (the paper) or "max".  conv: the class of the layers."""
 
     geometry = ((11, 1, 5), (7, 2, 3), (7, 2, 3))
 
@@ -61,7 +61,7 @@ class MNISTNet(nn.Module):
         self.order, self.channels, self.stride, self.independent = len(scales) * rotations, c3, 4, extent == 1
 
     def forward(self, x, elements=None):
-        warn_if_inexact(self, x.shape[-1])
+        check(self, x.shape[-1], elements)
         y, counts, back = lift(self.normalise(x), elements, self.order)  # (N, C_in, 29, 29), N = B·n
         for conv, norm in zip(self.convs, self.norms):
             y = F.relu(norm(conv(y, counts)), inplace=True)  # (N, 32, 29, 29), (N, 64, 15, 15), (N, 128, 8, 8)
@@ -100,7 +100,7 @@ class ResNet20(nn.Module):
                                     "tiny-imagenet": ((64, 128, 256, 512), (1, 2, 2, 2), 2)}[kind]
         group = dict(scales=scales, rotations=rotations)
         c = scaled(64, width)
-        c0 = max(9, scaled(9, width))  # at least nine
+        c0 = max(9, scaled(9, width))  # not narrower: this layer costs little
         self.geometry = ((7, 1, 0), *((7, s, 3) for s in strides))  # the other layers keep the size
         self.lifting = conv(c_in, c0, 7, functions, stride=1, padding=0, **group)  # 31 → 25
         self.conv = conv(c0, c, 7, 3, stride=1, padding=3, extent=extent, **group)
@@ -112,10 +112,10 @@ class ResNet20(nn.Module):
         self.order, self.channels, self.stride, self.independent = len(scales) * rotations, c, math.prod(strides), extent == 1
 
     def forward(self, x, elements=None):
-        warn_if_inexact(self, x.shape[-1])
+        check(self, x.shape[-1], elements)
         y, counts, back = lift(self.normalise(x), elements, self.order)  # (N, C_in, 31, 31), N = B·n
         y = self.conv(self.lifting(y, counts), counts)  # (N, 64, 25, 25)
-        y = F.relu(self.norm(y), inplace=True)
+        y = F.relu(self.norm(y), inplace=True)  # (N, 64, 25, 25)
         for block in self.blocks:
             y = block(y, counts)  # (N, 128, 25, 25) … (N, 512, 7, 7)
         return unlift(y, back, self.order if elements is None else elements.shape[1])  # (B, C, n, H', W')
@@ -138,8 +138,11 @@ def legal_sizes(geometry):
     return sizes
 
 
-def warn_if_inexact(f, size):
-    """Warn (Python shows it once) if strides are not exact at this image size, and name the nearest sizes at which they are."""
+def check(f, size, elements):
+    """Warn (Python shows it once) if strides are not exact at this image size, and name the nearest sizes at which they are.
+    ValueError if only some elements are asked for and f needs all (extent > 1)."""
+    if elements is not None and not f.independent:
+        raise ValueError("a filter that spans several elements (extent > 1) needs all of them: call f(x)")
     sizes = legal_sizes(f.geometry)
     if f.rotations > 1 and not sizes.get(size, True):
         near = sorted((n for n in sizes if sizes[n]), key=lambda n: abs(n - size))[:2]
@@ -164,9 +167,9 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """Table 2's CNN (6 × CHW): full k × k kernels, `order` times the channels, read as `order` elements on which no group acts.
+    """The CNN of Table 2 (there written 6 × CHW): full k × k kernels, `order` times the channels, read as `order` elements on which no group acts.
 
-    kind "mnist": z (B, 128·width, order, 8, 8).  "cifar10": ResNet20 with z (B, 512·width, order, 7, 7)."""
+    kind "mnist": z (B, 128·width, order, 8, 8).  Other kinds: ResNet20, z (B, 512·width, order, 7, 7) or 4, 4."""
 
     independent, pool = False, "mean"
 
@@ -203,7 +206,7 @@ class Head(nn.Sequential):
     def __init__(self, c, sizes=(128, 128, 128), norm_input=False):
         layers = [nn.BatchNorm1d(c)] if norm_input else []
         for i, size in enumerate(sizes):
-            layers += [nn.Linear(c, size, bias=False), nn.BatchNorm1d(size)] + [nn.ReLU()] * (i < 2)
+            layers += [nn.Linear(c, size, bias=False), nn.BatchNorm1d(size)] + [nn.ReLU()] * (i < len(sizes) - 1)
             c = size
         super().__init__(*layers)
 
@@ -212,7 +215,7 @@ def as_channels(z):
     """All of z as the channels of one element: z (B, C, G, H', W') → (B, G·C, 1, H', W').
 
     A classifier reads a network without structure in this way: a maximum over its elements would have no meaning."""
-    return z.transpose(1, 2).flatten(1, 2)[:, :, None]
+    return z.transpose(1, 2).flatten(1, 2)[:, :, None]  # (B, G·C, 1, H', W')
 
 
 class MNISTClassifier(nn.Module):
@@ -231,7 +234,7 @@ class MNISTClassifier(nn.Module):
     def features(self, z):
         """z (B, C, G, 8, 8) → (B, c), what the linear layer sees."""
         z = z if self.structured else as_channels(z)  # (B, C, G, 8, 8) or (B, G·C, 1, 8, 8)
-        if self.conv is not None:  # folded, so it does not warn: 8 - 7 is odd, so the paper's own layer is not exactly invariant
+        if self.conv is not None:  # with counts: no warning, although 8 - 7 is odd and the paper's layer is not exactly invariant
             y = self.conv(z.permute(2, 0, 1, 3, 4).flatten(0, 1), [len(z)] * z.shape[2])  # (G·B, c, 1, 1)
             z = unlift(y, None, z.shape[2])  # (B, c, G, 1, 1)
         return z.amax(2).mean((-2, -1))  # (B, c)
@@ -251,7 +254,7 @@ class ResNetClassifier(nn.Module):
     def features(self, z):
         """z (B, C, G, H', W') → (B, c), what the linear layer sees."""
         z = z if self.structured else as_channels(z)  # (B, C, G, H', W') or (B, G·C, 1, H', W')
-        return F.relu(self.norm(z.amax(2))).mean((-2, -1))
+        return F.relu(self.norm(z.amax(2))).mean((-2, -1))  # (B, c)
 
     def forward(self, z):
         return self.linear(self.features(z))  # (B, classes)
@@ -296,9 +299,9 @@ def perturb(f, epsilon, seed=0):
     fixed change δ_g of the coefficients, ‖δ_g‖ = ε·‖w‖ with the current w.  ε = 0 changes nothing.  The state dict holds δ."""
     generator = torch.Generator().manual_seed(seed)
     for conv in (m for m in f.modules() if isinstance(m, GConv)):
-        delta = torch.randn(conv.order, *conv.weight.shape, generator=generator)  # (|G|, C_out, 1, C_in, e, e)
-        delta *= epsilon * conv.weight.detach().norm() / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1, 1)
-        conv.register_buffer("delta", delta[:, :, 0].to(conv.weight))  # (|G|, C_out, C_in, e, e)
+        delta = torch.randn(conv.order, *conv.weight[:, 0].shape, generator=generator)  # (|G|, C_out, C_in, e, e)
+        delta *= epsilon * conv.weight.detach().norm() / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)  # ‖δ_g‖ = ε·‖w‖
+        conv.register_buffer("delta", delta.to(conv.weight))
 
 
 def scaled(channels, width):

@@ -18,7 +18,7 @@ import zipfile
 
 import torch
 
-OURS = ("checkpoint.pt", "curves.png", "metrics.jsonl", "result.json")  # a run's files
+OURS = ("checkpoint.pt", "curves.png", "metrics.jsonl", "result.json")  # a run's files, besides config.json
 
 
 class UsageError(Exception):
@@ -60,7 +60,7 @@ def read_lines(path):
 
 
 def open_run(folder, config, resume, **more):
-    """Make the folder of a new run, or check that this run may continue in it → the lock's file descriptor.
+    """Make the folder of a new run, or check that this run may continue in it → the lock's file descriptor, or None.
 
     config: the settings that must be equal for a run to continue, a dict; `more` is also written.  Raises UsageError."""
     path = os.path.join(folder, "config.json")

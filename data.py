@@ -28,6 +28,7 @@ class DataError(Exception):
 def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, image_size=None):
     """→ Data, with images at the size at which strides are exact (29 px for MNIST, 31 px for the others).
 
+    A folder's size chooses its network: up to 29 px that of MNIST, up to 32 that of CIFAR-10, above it that of Tiny ImageNet.
     The images are shuffled.  train_size: keep this many training images, chosen with `seed`; test_size: keep this many test
     images, the same for every seed; image_size: pad with black on the right and below, or crop there, to this size in px.
     Raises DataError if images, labels or sizes are wrong."""
@@ -78,10 +79,10 @@ def _mnist5k(data_dir):
     x, y = mnist_data()
     x = torch.from_numpy(x).to(torch.uint8).view(-1, 1, 28, 28)  # (5000, 1, 28, 28)
     y = torch.from_numpy(y).long()  # (5000,) 500 of each class, in order
-    shuffled = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    shuffled = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))  # (5000,)
     rank = torch.empty(len(y), dtype=torch.long)  # (5000,) place of an image within its class
     for c in range(10):
-        of_class = shuffled[y[shuffled] == c]
+        of_class = shuffled[y[shuffled] == c]  # (500,)
         rank[of_class] = torch.arange(len(of_class))
     test, train = shuffled[rank[shuffled] < 100], shuffled[rank[shuffled] >= 100]  # (1000,), (4000,) in random order
     return (x[train], y[train]), (x[test], y[test]), 10, "mnist"
@@ -151,7 +152,7 @@ def _folder(data_dir):
                             "(or val/)")
         try:
             parts.append(datasets.ImageFolder(found[0]))
-        except (FileNotFoundError, OSError) as error:
+        except OSError as error:
             raise DataError(f"{found[0]}: {str(error).splitlines()[0].rstrip('.')}: put images there, or remove an empty class") from None
     train, test = parts
     if train.classes != test.classes:
@@ -174,7 +175,7 @@ def _read(paths):
             raise DataError(f"{path} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
         if images[-1].shape != images[0].shape:
             raise DataError(f"{path} is {_size(images[-1])}, {paths[0]} {_size(images[0])}: make them one size")
-    return torch.stack(images)
+    return torch.stack(images)  # (N, 3, H, W)
 
 
 def _to_legal_size(x, kind):
@@ -189,7 +190,7 @@ def _to_legal_size(x, kind):
     if kind == "mnist":
         return torch.nn.functional.pad(x, (0, 29 - x.shape[-1], 0, 29 - x.shape[-1]))  # (N, C_in, 29, 29)
     if size not in (31, 32):
-        x = resize(x, [32, 32], antialias=True)
+        x = resize(x, [32, 32], antialias=True)  # (N, C_in, 32, 32)
     return x[..., :31, :31].contiguous()  # (N, C_in, 31, 31)
 
 

@@ -1,10 +1,11 @@
 """Group convolution with a basis-augmented kernel (Eq. 4): translation, C4 rotations, scales, or both.
 
 The kernel is a combination of Hermite–Gaussian functions ψ_ab(y, x) = b_a(y)·b_b(x) with learned
-coefficients w_ab.  To turn or enlarge the kernel, turn or enlarge the *functions*.  The coefficients do
-not change, and they are the only parameters (SESN, Sosnovik et al. 2020, basis type A; the paper's
-Appendix B adds the four turned copies).  Exact for turns, at sizes that fit the strides; for scale only
-approximate (its error can be larger than without Γ_g).  Needs no sibling: you can copy this file alone.
+coefficients w_ab, the only parameters (SESN, Sosnovik et al. 2020, basis type A).  To enlarge the
+kernel, enlarge the *functions*.  To turn it (the paper's Appendix B), turn the functions; this only
+exchanges the w_ab and changes signs (`turn`).  Exact for turns, at sizes that fit the strides; for
+scale only approximate (its error can be larger than without Γ_g).  Needs no sibling: you can copy
+this file alone.
 
     import torch
     from gconv import GConv
@@ -18,8 +19,8 @@ of them belong to element g.  A full feature map has N = |G|·B.  A loss that us
 needs only N = 2·B.
 
 The layer has two exact forms and takes the cheaper one (results/bench.py measures both):
-    (W·B) ∗ x   synthesise the k × k kernel, then convolve            few output channels, or a complete basis
-    W·(B ∗ x)   filter with the fixed basis, then mix with W          C_out·k² > 1000: up to six times as fast
+    (W·B) ∗ y   synthesise the k × k kernel, then convolve            few output channels, or a complete basis
+    W·(B ∗ y)   filter with the fixed basis, then mix with W          C_out·k² > 1000: up to six times as fast
 The second form computes e² Hermite coefficients (the "jet") at every output position.  This takes two
 matrix products, since ψ_ab is separable.  Then W is a 1 × 1 convolution: e² = 9 multiply-adds for each
 pair of channels instead of k² = 49, at every scale, and no kernel is synthesised.
@@ -48,7 +49,8 @@ def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
     scale.  The other scales use the same factor, so that a larger filter gives a larger object a similar response.
 
     kernel_size: odd, the support at the largest scale; effective_size: the number of functions, 1 … kernel_size.
-    Returns a tuple with one (e, k_s) float64 tensor for each scale, k_s = `support`.  ValueError for other sizes or scales."""
+    Returns a tuple with one (e, k_s) float64 tensor for each scale, k_s = `support`.  ValueError for other sizes or scales,
+    and if the smallest filter is only 1 px wide, so that b_1 would be 0."""
     if kernel_size % 2 == 0 or not 1 <= effective_size <= kernel_size:
         raise ValueError(f"kernel_size must be odd and effective_size 1 … kernel_size, not {kernel_size}, {effective_size}")
     if min(scales) <= 0 or sorted(scales) != list(scales):
@@ -60,6 +62,8 @@ def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
         he = [np.polynomial.hermite_e.hermeval(u, np.eye(effective_size)[n]) for n in range(effective_size)]
         basis.append(torch.from_numpy(np.stack(he) * np.exp(-u ** 2 / 2) / s))  # (e, k_s)
     norm = basis[0].norm(dim=1, keepdim=True)  # (e, 1)
+    if not norm.all():
+        raise ValueError(f"at scale {scales[0]} the filter is only 1 px wide: take a kernel_size above {kernel_size}, or scales that are nearer to each other")
     return tuple(b / norm for b in basis)
 
 
@@ -75,7 +79,8 @@ def turn(w, r):
 
 # ---------------------------------------------------------------- Eq. 4
 class GConv(nn.Module):
-    """Eq. 4: z(g) = Σ_k Σ_i y_i(g·k) ψ_i(k), with the basis functions of ψ turned and enlarged by g.
+    """Eq. 4: z(g) = Σ_k Σ_i y_i(g·k) ψ_i(k).  i is the input channel, k an offset on the group and in space,
+    ψ_i the kernel; its basis functions are turned and enlarged by g.
 
     Lifts an image (B, C_in, H, W), or maps (B, C_in, G, H, W), to (B, C_out, G, H', W'), with
     G = len(scales)·rotations and element g = (s, r) at place s·rotations + r.  The filters are computed in
@@ -89,10 +94,10 @@ class GConv(nn.Module):
     extent        how many neighbours k on the group axis a filter spans: 1 in SESN and the paper, up to |G|
                   for the full Eq. 4.  Along rotation it wraps; along scale it stops at the last factor.
     Raises ValueError for impossible sizes.  With a stride, H + 2·padding - k must be a multiple of the stride, or the
-    layer samples other positions of the turned image.  A layer called without `counts` then warns and names good sizes.
+    layer samples other positions of the turned image.  With rotations=4, a layer called without `counts` then warns and names good sizes.
     """
 
-    jets_above = 1000  # C_out·k² above which W·(B ∗ x) is the cheaper form
+    jets_above = 1000  # C_out·k² above which W·(B ∗ y) is the cheaper form
 
     def __init__(self, c_in, c_out, kernel_size, effective_size=None, scales=(1.0,), rotations=1,
                  stride=1, padding=0, bias=False, extent=1):
@@ -141,12 +146,13 @@ class GConv(nn.Module):
         """W·B, the kernel at element g in pixels: (C_out, n·C_in, k_s, k_s)."""
         b = hermite_gaussian(*self.basis_key)[g // self.rotations].to(self.weight)  # (e, k_s)
         with torch.autocast(b.device.type, enabled=False):  # half precision rounds once, at the convolution
-            return torch.einsum("oiab,ak,bl->oikl", self.coefficients(g), b, b)
+            return torch.einsum("oiab,ak,bl->oikl", self.coefficients(g), b, b)  # (C_out, n·C_in, k_s, k_s)
 
     def forward(self, y, counts=None):
         """y (B, C_in, H, W) or (B, C_in, G, H, W) → (B, C_out, G, H', W').
 
-        With `counts`, y is folded: (N, C_in, H, W) sorted by element → (N, C_out, H', W').  ValueError if y is too small."""
+        With `counts`, y is folded: (N, C_in, H, W) sorted by element → (N, C_out, H', W').  ValueError if y has another
+        shape or is too small, or if extent > 1 and elements are missing."""
         if counts is None:
             if y.dim() not in (4, 5) or y.dim() == 5 and y.shape[2] != self.order:
                 raise ValueError(f"this layer takes (B, C_in, H, W) or (B, C_in, {self.order}, H, W), not {tuple(y.shape)}")
@@ -203,7 +209,8 @@ class GConv(nn.Module):
 
 
 class PointwiseGConv(nn.Conv2d):
-    """The 1 × 1 convolution for shortcuts.  It uses one matrix for all g, so it is equivariant to every group.
+    """The 1 × 1 convolution for shortcuts.  It uses one matrix for all g, so it is equivariant to every group (with a
+    stride: at legal sizes).
 
     (B, C_in, G, H, W) → (B, C_out, G, H', W'), or folded (N, C_in, H, W) → (N, C_out, H', W')."""
 
@@ -228,7 +235,7 @@ def lift(x, elements, order):
     flat = elements.flatten()  # (B·n,)
     sorting = flat.argsort(stable=True)  # (B·n,)
     counts = torch.bincount(flat, minlength=order).tolist()
-    return x[sorting // elements.shape[1]], counts, sorting.argsort()
+    return x[sorting // elements.shape[1]], counts, sorting.argsort()  # (B·n, C, H, W), |G| ints, (B·n,)
 
 
 def unlift(y, back, n):
@@ -240,8 +247,8 @@ def unlift(y, back, n):
 
 
 def channels_last(y):
-    """A view (N, H, W, C) of y (N, C, H, W), channels last in memory.  Splitting and joining this view keeps the memory
-    order, also of gradients (the backward pass of a split of (N, C, H, W) would fall back to channels first)."""
+    """y (N, C, H, W), channels last in memory → its contiguous view (N, H, W, C).  Splitting and joining this view keeps the
+    memory order, also of gradients (the backward pass of a split of (N, C, H, W) would fall back to channels first)."""
     return y.permute(0, 2, 3, 1)
 
 
@@ -261,7 +268,7 @@ def jet_matrix(basis_key, s, size, stride, padding, dtype, device):
         first = i * stride - padding + (basis_key[0] - k_s) // 2  # a smaller support is centred in k
         lo, hi = max(first, 0), min(first + k_s, size)
         matrix[i, :, lo:hi] = b[:, lo - first:hi - first]
-    return matrix.view(positions * e, size).to(dtype).to(device)
+    return matrix.view(positions * e, size).to(dtype).to(device)  # (H'·e, H)
 
 
 def jets(y, basis_key, s, stride, padding):

@@ -28,7 +28,8 @@ class Translation:
     """Z_H × Z_W: shifts of an H × W grid.  Element (dy, dx) has the number dy·W + dx.
 
     The product is taken on the torus, so the group axioms hold exactly.  T and Γ fill the new border with background (0); the
-    paper does not say what it does.  They are an action as long as nothing leaves the frame.  With `wrap=True` they roll, always an action.
+    paper does not say what it does.  They are an action as long as nothing leaves the frame.  With `wrap=True` they roll:
+    an action if the image has stride·height × stride·width pixels.
 
     height, width: size of the grid.  stride: pixels of the image for each step of the grid (T moves by stride·(dy, dx) pixels,
     Γ by (dy, dx) positions).  Raises ValueError unless all are >= 1."""
@@ -67,11 +68,11 @@ class Translation:
         return _shift_axis(x, dx * step, -1, self.wrap)
 
     def T(self, x, g):
-        """T_g x: image b moved by stride·g[b] pixels.  x (B, C, H, W), g (B,) long → (B, C, H, W)."""
+        """T_g x: image b moved by stride·signed(g[b]) pixels.  x (B, C, H, W), g (B,) long → (B, C, H, W)."""
         return self._shift(x, g, self.stride)
 
     def Gamma(self, z, g):
-        """Γ_g z: map b moved by g[b] positions.  z (B, C, G, H', W'), g (B,) long → the same shape."""
+        """Γ_g z: map b moved by signed(g[b]) positions.  z (B, C, G, H', W'), g (B,) long → the same shape."""
         return self._shift(z, g, 1)
 
     def shift_base(self, g, g0):
@@ -81,7 +82,7 @@ class Translation:
     def base_space(self, size):
         """The h × w patch in the corner with h·w = size that is nearest to a square: (|g0|,) long.
 
-        Raises ValueError unless 1 <= size <= |G| - 1 and such a patch fits the grid ("no padding", Appendix B)."""
+        Raises ValueError unless 1 <= size <= max(1, |G| - 1) and such a patch fits the grid ("no padding", Appendix B)."""
         fits = [(max(h, size // h), h) for h in range(1, self.height + 1) if size % h == 0 and size // h <= self.width]
         if not fits or not 1 <= size < max(self.order, 2):
             sizes = sorted({h * w for h in range(1, self.height + 1) for w in range(1, self.width + 1)} - {self.order})
@@ -123,17 +124,17 @@ class Rotation:
         return -a % 4
 
     def T(self, x, g):
-        """T_g x: image b turned by 90°·g[b].  x (B, C, H, H), g (B,) long → (B, C, H, H).  ValueError unless square."""
+        """T_g x: image b turned by 90°·g[b].  x (B, …, H, H), g (B,) long → the same shape.  ValueError unless square."""
         if x.shape[-1] != x.shape[-2]:
             raise ValueError(f"a quarter turn needs square images, not {x.shape[-2]} × {x.shape[-1]}")
-        turns = torch.stack([x.rot90(r, (-2, -1)) for r in range(4)], 1)  # (B, 4, C, H, H)
-        return turns[torch.arange(len(x), device=x.device), g]  # (B, C, H, H)
+        turns = torch.stack([x.rot90(r, (-2, -1)) for r in range(4)], 1)  # (B, 4, …, H, H)
+        return turns[torch.arange(len(x), device=x.device), g]  # (B, …, H, H)
 
     def Gamma(self, z, g):
         """Γ_g z: space is turned and the lifted axis is rolled: (Γ_g z)(r) = turn_g z(g⁻¹·r).
 
         z (B, C, 4, H', H'), g (B,) long → the same shape."""
-        r = torch.arange(4, device=g.device)
+        r = torch.arange(4, device=g.device)  # (4,)
         return _take(self.T(z, g), self.shift_base(g, r))  # (B, C, 4, H', H')
 
     def shift_base(self, g, g0):
@@ -141,7 +142,7 @@ class Rotation:
         return (torch.atleast_2d(g0) - g[:, None]) % 4
 
     def base_space(self, size):
-        """The first `size` elements: (|g0|,) long.  ValueError unless 1 <= size <= |G| - 1."""
+        """The first `size` elements: (|g0|,) long.  ValueError unless 1 <= size <= max(1, |G| - 1)."""
         return first_elements(size, self.order)
 
     def fits_inside(self, g, g0):
@@ -151,16 +152,16 @@ class Rotation:
     def distance(self, g1, g2, metric="euclidean"):
         """Distance between elements, (…,) float64: "euclidean" is (g1 - g2)² as in Section 4, in squared
         quarter turns; "topological" is the shorter way round the circle, 0 … 2 quarter turns."""
-        d = (g1 - g2).abs().double()
+        d = (g1 - g2).abs().double()  # (…,)
         return d.pow(2) if _metric(metric) == "euclidean" else torch.minimum(d, 4 - d)
 
 
 class Scale:
     """A finite list of scale factors 1 = σ_0 < σ_1 < …: **not a group**, see below.
 
-    Element g *shrinks* the image by 1/σ_g (enlarging would cut the image at its frame), and the lifted axis holds the filters
+    Element g *shrinks* the image to 1/σ_g of its size (enlarging would cut the image at its frame), and the lifted axis holds the filters
     enlarged by σ_i.  The filter σ_i sees in the shrunk image what σ_(i+g) sees in the original.  So g⁻¹·g0 = g0 + g, which is
-    *up* the list.  Three properties of a group fail:
+    further along the list.  Three properties of a group fail:
     - closure: nothing follows the last factor; there `product` returns -1 and Γ fills in 0;
     - inverse: only the identity has an inverse on the list; `inverse` returns -1 for the others;
     - composition: the paper's list is not geometric, so σ_a·σ_b is only near σ_(a+b).
@@ -176,7 +177,7 @@ class Scale:
 
     def product(self, a, b):
         """a·b: (…,) long, -1 where it is past the end of the list or where a or b is -1."""
-        c = a + b
+        c = a + b  # (…,)
         return torch.where((c < self.order) & (a >= 0) & (b >= 0), c, -1)
 
     def inverse(self, a):
@@ -184,16 +185,16 @@ class Scale:
         return torch.where(a == 0, 0, -1)
 
     def T(self, x, g):
-        """T_g x: image b shrunk about its centre by 1/σ_g[b], with 0 (background) around it.
+        """T_g x: image b shrunk about its centre to 1/σ_g[b] of its size, with 0 (background) around it.
 
         Each output pixel is a weighted mean of source pixels (`shrink_matrix`), which limits aliasing.
-        x (B, C, H, W), g (B,) long → (B, C, H, W).  Raises ValueError for integer images, since means are not integers."""
+        x (B, …, H, W), g (B,) long → the same shape.  Raises ValueError for integer images, since means are not integers."""
         if not x.is_floating_point():
             raise ValueError(f"shrinking averages pixels, so images must be floating point, not {x.dtype}: call x.float() first")
         rows = torch.stack([shrink_matrix(x.shape[-2], s) for s in self.factors]).to(x)  # (S, H, H)
         cols = torch.stack([shrink_matrix(x.shape[-1], s) for s in self.factors]).to(x)  # (S, W, W)
         with torch.autocast(x.device.type, enabled=False):  # no half precision for pixels
-            return torch.einsum("bij,b...jk,blk->b...il", rows[g], x, cols[g])  # (B, C, H, W)
+            return torch.einsum("bij,b...jk,blk->b...il", rows[g], x, cols[g])  # (B, …, H, W)
 
     def Gamma(self, z, g):
         """Γ_g z: space is shrunk and the lifted axis is shifted: (Γ_g z)(i) = shrink_g z(i + g), 0 past the end.
@@ -206,11 +207,11 @@ class Scale:
         return self.product(torch.atleast_2d(g0), g[:, None])
 
     def base_space(self, size):
-        """The first `size` factors, starting with 1.0: (|g0|,) long.  ValueError unless 1 <= size <= |G| - 1."""
+        """The first `size` factors, starting with 1.0: (|g0|,) long.  ValueError unless 1 <= size <= max(1, |G| - 1)."""
         return first_elements(size, self.order)
 
     def fits_inside(self, g, g0):
-        """Which g keep all of g⁻¹·g0 on the list: (M,) bool."""
+        """Which g keep all of g⁻¹·g0 on the list: g (M,), g0 (|g0|,) → (M,) bool."""
         return (self.shift_base(g, g0) >= 0).all(1)
 
     def distance(self, g1, g2, metric="euclidean"):
@@ -233,7 +234,7 @@ class RotationScale:
 
     def product(self, a, b):
         """a·b: (…,) long, -1 where the scale is past the end of the list."""
-        s = self.scale.product(torch.where(a < 0, -1, a // 4), torch.where(b < 0, -1, b // 4))
+        s = self.scale.product(a // 4, b // 4)  # (…,); -1 // 4 is -1
         return torch.where(s < 0, -1, s * 4 + (a + b) % 4)
 
     def inverse(self, a):
@@ -241,7 +242,7 @@ class RotationScale:
         return torch.where(a // 4 == 0, -a % 4, -1)
 
     def T(self, x, g):
-        """T_g x: image b turned, then shrunk.  x (B, C, H, H), g (B,) long → (B, C, H, H)."""
+        """T_g x: image b turned, then shrunk.  x (B, …, H, H), g (B,) long → the same shape.  ValueError as in the two."""
         return self.scale.T(self.rotation.T(x, g % 4), g // 4)
 
     def Gamma(self, z, g):
@@ -255,15 +256,15 @@ class RotationScale:
         return torch.where(s < 0, -1, s * 4 + self.rotation.shift_base(g % 4, g0 % 4))
 
     def base_space(self, size):
-        """The first `size` elements (all turns of a scale, then the next scale): (|g0|,) long.  ValueError unless 1 <= size <= |G| - 1."""
+        """The first `size` elements (all turns of a scale, then the next scale): (|g0|,) long.  ValueError unless 1 <= size <= max(1, |G| - 1)."""
         return first_elements(size, self.order)
 
     def fits_inside(self, g, g0):
-        """Which g keep all of g⁻¹·g0 on the list: (M,) bool."""
+        """Which g keep all of g⁻¹·g0 on the list: g (M,), g0 (|g0|,) → (M,) bool."""
         return (self.shift_base(g, g0) >= 0).all(1)
 
     def distance(self, g1, g2, metric="euclidean"):
-        """The sum of the two factors' distances: (…,) float64."""
+        """The distance of the rotations plus that of the scales: (…,) float64 >= 0, in mixed units."""
         return self.rotation.distance(g1 % 4, g2 % 4, metric) + self.scale.distance(g1 // 4, g2 // 4, metric)
 
 
@@ -300,14 +301,16 @@ def pairs(group, g0, max_distance=None, metric="euclidean"):
                          "and two are needed: take a smaller one")
     place = group.shift_base(g, g0[:1])[:, 0]  # (M,) the first element of each bundle
     d = group.distance(place[:, None], place[None, :], metric)  # (M, M)
-    allowed = d <= (torch.inf if max_distance is None else max_distance)
+    allowed = d <= (torch.inf if max_distance is None else max_distance)  # (M, M)
     if not (allowed & ~torch.eye(len(g), dtype=torch.bool)).any():
         raise ValueError(f"no two elements are within a {metric} distance of {max_distance}: the nearest are {d[d > 0].min():.3g} apart")
     return g, allowed
 
 
 def sample(elements, allowed, batch, generator=None):
-    """Draw g1 uniformly, then g2 uniformly from the elements allowed with g1: two (batch,) long tensors."""
+    """Draw g1 uniformly, then g2 uniformly from the elements allowed with g1.
+
+    elements (M,), allowed (M, M) bool, from `pairs` → two (batch,) long tensors."""
     i = torch.randint(len(elements), (batch,), generator=generator)  # (B,)
     j = torch.multinomial(allowed.double()[i], 1, generator=generator)[:, 0]  # (B,)
     return elements[i], elements[j]
@@ -315,7 +318,7 @@ def sample(elements, allowed, batch, generator=None):
 
 # ---------------------------------------------------------------- small parts
 def shrink_matrix(size, factor):
-    """The matrix A of one axis of T_g: (size, size) float64.  A x Aᵀ is x shrunk about its centre by 1/factor.
+    """The matrix A of one axis of T_g: (size, size) float64.  A x Aᵀ is x shrunk about its centre to 1/factor.
 
     Row u averages the source pixels around factor·u with a triangle of half-width `factor`; rows outside the source are 0."""
     u = torch.arange(size, dtype=torch.float64) - (size - 1) / 2  # (size,) centred
@@ -330,7 +333,7 @@ def _shift_axis(x, d, dim, wrap):
     source = torch.arange(n, device=x.device) - d[:, None]  # (B, n)
     view = [len(x)] + [1] * (x.dim() - 1)
     view[dim] = n
-    moved = x.gather(dim, (source % n).view(view).expand(x.shape))
+    moved = x.gather(dim, (source % n).view(view).expand(x.shape))  # as x
     return moved if wrap else moved * ((source >= 0) & (source < n)).view(view)
 
 
@@ -344,9 +347,10 @@ def _take(z, index):
 
 
 def first_elements(size, order):
+    """0 … size - 1: (size,) long.  ValueError unless 1 <= size <= max(1, order - 1)."""
     if not 1 <= size < max(order, 2):
         raise ValueError(f"a base space of this group has 1 … {max(1, order - 1)} elements, not {size}")
-    return torch.arange(size)  # (|g0|,)
+    return torch.arange(size)  # (size,)
 
 
 def _metric(name):

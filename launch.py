@@ -33,7 +33,7 @@ from data import DataError
 # ---------------------------------------------------------------- many processes
 def start_processes():
     """Join the other processes if torchrun started this one → rank, rank on this machine, world size, device.
-    Raises UsageError."""
+    Raises UsageError if torchrun's variables are wrong, a GPU is missing, or the processes can't meet."""
     local, rank, world = 0, 0, 1
     if "LOCAL_RANK" in os.environ:
         try:
@@ -122,7 +122,7 @@ class SyncBatchNorm(_BatchNorm):
         self.num_batches_tracked += 1
         self.running_mean.lerp_(m, self.momentum)  # (C,)
         self.running_var.lerp_(v * n / (n - 1), self.momentum)  # (C,)
-        # F.batch_norm treats m and v as constants: factors 1 in weight and terms 0 in bias carry their gradients
+        # F.batch_norm gives m and v no gradient.  So the weight gets a factor that is 1, and the bias a term that is 0, through which it flows
         weight = self.weight * ((v + self.eps) / (variance + self.eps)).sqrt()  # (C,)
         bias = self.bias + self.weight * (m - mean) * (v + self.eps).rsqrt()  # (C,)
         return F.batch_norm(x, m, v, weight, bias, False, 0.0, self.eps)  # (B, C, …)
@@ -179,7 +179,7 @@ def code_version():
     git = lambda *words: subprocess.run(["git", *words], cwd=os.path.dirname(os.path.abspath(__file__)), capture_output=True, text=True, timeout=10)
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         commit = git("describe", "--always").stdout.strip()
-        return commit + "-dirty" * git("diff", "--quiet", "HEAD", "--", "*.py").returncode if commit else None
+        return commit + "-dirty" * bool(git("diff", "--quiet", "HEAD", "--", "*.py").returncode) if commit else None
 
 
 # ---------------------------------------------------------------- flags and messages

@@ -21,7 +21,7 @@ from groups import bundle, fibers
 
 
 def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
-    """InfoNCE as printed in Eq. 2.  y1, y2 (B, D): the two views, any scale, any float dtype → scalar float32/64.
+    """InfoNCE as printed in Eq. 2.  y1, y2 (B, D): the two views, any scale, any float dtype → scalar float32/64.  N: B on all ranks together.
 
         -1/N Σ_i log [ exp(sim(y1_i, y2_i)/τ) / Σ_{k≠i} Σ_{j,l ∈ {1,2}} exp(sim(yj_i, yl_k)/τ) ]
 
@@ -37,7 +37,7 @@ def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
     b = len(y1)
     with torch.autocast(y1.device.type, enabled=False):  # float32 from here: τ = 0.1 gives e^±10
         y = torch.stack([y1, y2])  # (2, B, D)
-        y = y if y.dtype == torch.float64 else y.float()  # (2, B, D)
+        y = y.to(torch.promote_types(y.dtype, torch.float32))  # (2, B, D): at least float32
         y = F.normalize(y, dim=-1) if W is None else y  # (2, B, D)
         everyone, first = gather(y)  # (2, N, D): the columns; this rank's examples start at `first`
         n = everyone.shape[1]
@@ -46,7 +46,7 @@ def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
         y = (y if W is None else y @ W) / tau  # (2, B, D): yᵀW, for sim(y_i, y_k) = y_iᵀ W y_k
         logits = y.flatten(0, 1) @ everyone.flatten(0, 1).T  # (2B, 2N)
         positive = (y * everyone[:, first:first + b].flip(0)).sum(-1)  # (2, B): anchor j with the other view of the same image
-        logits = logits.view(2, b, 2, n)  # (view j, i, view l, k)
+        logits = logits.view(2, b, 2, n)  # (2, B, 2, N): view j, i, view l, k
         rows = torch.arange(b, device=y.device)  # (B,)
         with torch.no_grad():  # e^-∞ = 0 has no gradient; without autograd this needs no copy of the logits
             for j in range(2):
@@ -62,7 +62,7 @@ def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
 def gather(y):
     """All ranks' y, in rank order, with gradient, and the index at which this rank's part starts.
 
-    y (V, B, D), the same B on every rank → (V, N, D) with N = B·ranks, and an int.  The backward pass sums the gradients of
+    y (V, B, D): V views, the same B on every rank → (V, N, D) with N = B·ranks, and an int.  The backward pass sums the gradients of
     all ranks, so that DDP's mean over ranks is the gradient of the one-process loss.  With one process: y and 0."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return y, 0
@@ -70,7 +70,7 @@ def gather(y):
 
 
 class AllGather(torch.autograd.Function):
-    """Every rank's tensor, (R, …), with gradient.  `dist.all_gather` has no gradient to the other ranks' rows;
+    """The tensors of R ranks, (R, …), with gradient.  `dist.all_gather` has no gradient to the other ranks' rows;
     torch.distributed.nn.all_gather has it, but is deprecated."""
 
     @staticmethod
@@ -87,9 +87,9 @@ class AllGather(torch.autograd.Function):
 
 
 def bundles(f, x, base, group):
-    """f(x) at m base spaces of n elements for each image: x (M, C_in, H, W), base (M, m, n) → (m, M, n·C).
+    """f(x) at m base spaces of n elements for each image: x (B, C_in, H, W), base (B, m, n) → (m, B, n·C).
 
-    f: images → z (M, C, G, H', W').  It may have `pool` (see `fibers`) and, if f(x, elements) can compute only some elements
+    f: images → z (B, C, G, H', W').  It may have `pool` (see `fibers`) and, if f(x, elements) can compute only some elements
     of the lifted axis, `independent` = True and `order` = G.  These are used if two bundles have fewer elements than the
     group.  The rule does not depend on the loss: A-SSL and H-SSL take the same branch, and BatchNorm sees the same fibers
     in both.  Raises ValueError if x, base, f and the group do not fit."""
@@ -97,14 +97,14 @@ def bundles(f, x, base, group):
     if len(base) != len(x) or base.min() < 0 or base.max() >= group.order:
         raise ValueError(f"{len(x)} images, but base spaces for {len(base)}, with elements {base.min()} … {base.max()} of 0 … {group.order - 1}: "
                          "give one g for each image, and draw it with groups.pairs and groups.sample")
-    flat, pool = base.flatten(1), getattr(f, "pool", "mean")  # (M, m·n)
-    if not group.spatial and getattr(f, "independent", False) and 2 * n < f.order == group.order:
-        z = fibers(f(x, flat), group, pool)  # (M, m·n, C): only those fibers
-        return z.unflatten(1, (m, n)).flatten(2).transpose(0, 1)  # (m, M, n·C)
-    z = fibers(f(x), group, pool)  # (M, |G|, C)
+    flat, pool = base.flatten(1), getattr(f, "pool", "mean")  # (B, m·n)
+    if not group.spatial and getattr(f, "independent", False) and f.order == group.order > 2 * n:
+        z = fibers(f(x, flat), group, pool)  # (B, m·n, C): only those fibers
+        return z.unflatten(1, (m, n)).flatten(2).transpose(0, 1)  # (m, B, n·C)
+    z = fibers(f(x), group, pool)  # (B, |G|, C)
     if z.shape[1] != group.order:
         raise ValueError(f"f has {z.shape[1]} fibers, and the group {group.order} elements: take the group of this network")
-    return bundle(z, flat).unflatten(1, (m, -1)).transpose(0, 1)  # (m, M, n·C)
+    return bundle(z, flat).unflatten(1, (m, -1)).transpose(0, 1)  # (m, B, n·C)
 
 
 def cosine_regression(p1, p2, y1, y2):
@@ -116,7 +116,7 @@ def cosine_regression(p1, p2, y1, y2):
 
     p1, p2 (B, D): predictions q(y) of the network that learns.  y1, y2 (B, D): the targets, without gradient; the views of
     a slow copy of the network for BYOL, of the network itself for SimSiam.  → scalar float32/64."""
-    up = lambda y: y if y.dtype == torch.float64 else y.float()  # at least float32
+    up = lambda y: y.to(torch.promote_types(y.dtype, torch.float32))  # (B, D): at least float32
     with torch.autocast(p1.device.type, enabled=False):
         one = 1 - F.cosine_similarity(up(p1), up(y2).detach())  # (B,)
         two = 1 - F.cosine_similarity(up(p2), up(y1).detach())  # (B,)
@@ -144,13 +144,13 @@ def h_ssl(f, h, x, group, g0, g1, g2):
     return h(y).chunk(2)  # (B, D) twice
 
 
-def hybrid(f, h, x, group, g0, g1, g2, images, a1, a2):
+def hybrid(f, h, x, group, g0, g1, g2, pixels, a1, a2):
     """Appendix A, both changes at once: h(f(T_a1 x)(g1⁻¹·g0)) and h(f(T_a2 x)(g2⁻¹·g0)).
 
-    The group `images` moves the pixels by a1, a2 (B,), as in Eq. 2; f's lifted axis does not hold these elements.  `group`
+    The group `pixels` changes the image by a1, a2 (B,), as in Eq. 2; f's lifted axis does not hold these elements.  `group`
     moves the base space by g1, g2 (B,), as in Eq. 3.  The other arguments and the result are as in `a_ssl`."""
-    x12 = torch.cat([images.T(x, a1), images.T(x, a2)])  # (2B, C_in, H, W): two images …
-    base = torch.cat([group.shift_base(g1, g0), group.shift_base(g2, g0)])[:, None]  # … and two base spaces
+    x12 = torch.cat([pixels.T(x, a1), pixels.T(x, a2)])  # (2B, C_in, H, W): two images …
+    base = torch.cat([group.shift_base(g1, g0), group.shift_base(g2, g0)])[:, None]  # (2B, 1, |g0|): … and two base spaces
     y = bundles(f, x12, base, group)[0]  # (2B, |g0|·C)
     return h(y).chunk(2)  # (B, D) twice
 
@@ -196,20 +196,21 @@ class Draws:
     H-SSL: g1 uniform among the elements that keep g0 on the map; g2 uniform among those at most max_distance from g1.
     Hybrid: as H-SSL, and also two translations a1, a2 of the image.
 
-    loss "assl" | "hssl" | "hybrid"; group "trans" | "rot" | "scale" | "rotscale"; structured: True if the group acts
+    loss "assl" | "hssl" | "hybrid" (other losses of train.py draw as "assl" and do not use it); group "trans" | "rot" | "scale" | "rotscale"; structured: True if the group acts
     on z, False if z only has `order` numbered elements (Table 2); size: H of the images; positions, stride: H' of z and the pixels
-    between neighbouring positions; base_size: |g0|; strength: 0 … 0.5.
-    Attributes: images, map (the group as it acts on x and on z), moves (the group that acts on x in training), g0.
+    between neighbouring positions; base_size: |g0|; max_distance, distance: see `groups.pairs`; strength: 0 … 0.5.
+    Attributes: pixels, map (the group as it acts on x, translation by single pixels, and on z), studied (its elements in `distances`),
+    moves (the group that acts on x in training), g0, structured.
     Raises ValueError if `groups.pairs` or `base_space` does, and for a hybrid with "trans"."""
 
     def __init__(self, loss, group, structured, order, size, positions, stride, base_size=1, max_distance=None,
                  distance="euclidean", strength=0.2):
         self.loss, self.structured = loss, structured
-        self.images = {"trans": lambda: groups.Translation(size, size), "rot": groups.Rotation,
+        self.pixels = {"trans": lambda: groups.Translation(size, size), "rot": groups.Rotation,
                        "scale": groups.Scale, "rotscale": groups.RotationScale}[group]()
         grid, step = (positions, stride) if structured else (size // 4, 4)  # no positions: steps as in the MNIST network
-        self.studied = groups.Translation(grid, grid, step) if group == "trans" else self.images
-        self.map = self.studied if structured else groups.Scale(tuple(1.0 + i for i in range(order)))  # only numbered elements
+        self.studied = groups.Translation(grid, grid, step) if group == "trans" else self.pixels
+        self.map = self.studied if structured else groups.Scale(tuple(1.0 + i for i in range(order)))  # a list: g⁻¹·g0 adds the numbers
         self.all = torch.arange(self.map.order)  # (|G|,)
         if loss == "assl" and base_size == self.map.order:  # SimCLR: all of z, so there is one place for g0
             self.g0, self.places = self.all, self.all[:1]  # (|g0|,), (1,)
@@ -218,7 +219,7 @@ class Draws:
             self.places, self.allowed = groups.pairs(self.map, self.g0, max_distance, distance)
         if loss == "hybrid" and group == "trans":
             raise ValueError("a hybrid translates the image and moves along another group: take rot, scale or rotscale")
-        self.moves = groups.Translation(size, size) if loss == "hybrid" else self.images  # acts on images in training
+        self.moves = groups.Translation(size, size) if loss == "hybrid" else self.pixels  # acts on images in training
         self.strength, self.size = strength, size
 
     def augmentations(self, group, strength):
@@ -244,12 +245,12 @@ class Draws:
         return h_ssl(f, h, x, self.map, g0, g1, g2)  # (B, D) twice
 
     def moved(self, x, generator):
-        """Images x (B, C_in, H, H), each changed by a random T_g of the studied group (translation: ±20 %) → the same shape."""
-        g = self.augmentations(self.images, 0.2)  # (M,)
-        return self.images.T(x, g[torch.randint(len(g), (len(x),), generator=generator)].to(x.device))  # (B, C_in, H, H)
+        """Images x (B, C_in, H, H), each changed by a random T_g of `pixels` (translation: ±20 %) → the same shape."""
+        g = self.augmentations(self.pixels, 0.2)  # (M,)
+        return self.pixels.T(x, g[torch.randint(len(g), (len(x),), generator=generator)].to(x.device))  # (B, C_in, H, H)
 
     def distances(self, f, x):
-        """`distances` of f on images x, for every g = 1, 2, … of the studied group.  Translation: shifts down by 1, 2, … positions
+        """`distances` of f on images x, for every g = 1, 2, … of `studied`.  Translation: shifts down by 1, 2, … positions
         up to half the map, read at its centre.  Without structure all of z is read.  f runs in evaluation mode."""
         group = self.studied
         last, step = (group.height // 2, group.width) if group.spatial else (group.order - 1, 1)

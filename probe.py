@@ -5,10 +5,10 @@
 Needs six siblings: backbones.py, checkpoint.py, data.py, groups.py, launch.py, losses.py (and what they need).
 
 Read-outs, in per cent of the test images; the network is frozen:
-    top1     the detached classifier of Appendix B; on MNIST one more (random) group convolution, then a linear layer
+    top1     the classifier of Appendix B with a new linear layer; on MNIST after one more group convolution (random unless supervised)
     linear   a linear layer on one vector for each image: the maximum over the lifted axis of the fibers pooled over space
     knn      20 nearest neighbours, with the same vectors
-    fiber    20 nearest neighbours, with one fiber f(x)(g0), which is what h sees
+    fiber    20 nearest neighbours, with one fiber f(x)(g0), at element 0 (translation: at the centre)
     moved    as fiber, but each test image is first changed by a random T_g.  The training images are not changed.  If f is
              invariant to T_g, this equals fiber
 Distances: `losses.distances`.
@@ -34,29 +34,33 @@ READOUTS = ("top1", "linear", "knn", "fiber", "moved")
 
 @torch.no_grad()
 def encode(f, classifier, draws, x, device, dtype=None, generator=None, batch=256, quiet=True):
-    """Frozen features of images x (N, C_in, H, W) uint8, float32 on the CPU: three tensors.
+    """Images x (N, C_in, H, W) uint8 → frozen features, three float32 tensors on the CPU.
 
     (N, C'), `classifier.features(z)`; (N, C), the maximum over the group of the pooled fibers; (N, C), one fiber f(x)(g0) at
     element 0, for translation at the centre.  Without structure the last two are all of z, pooled over space: (N, G·C).
-    generator: if given, each image is first changed by a random T_g, see `losses.Draws.moved`, and the first is None."""
+    generator: if given, each image is first changed by a random T_g, see `losses.Draws.moved`, and only the last is computed."""
     features, pooled, one = [], [], []
     for part in tqdm(x.split(batch), desc="encode", unit="batch", leave=False, disable=True if quiet else None):
         part = part.to(device).float() / 255  # (B, C_in, H, W)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            z = f(part if generator is None else draws.moved(part, generator))  # (B, C, G, H', W')
             if generator is None:
+                z = f(part)  # (B, C, G, H', W')
                 features.append(classifier.features(z).float().cpu())  # (B, C')
-        z = (z if draws.structured else backbones.as_channels(z)).float()  # (B, C, G, H', W')
-        fibers = groups.fibers(z, groups.Rotation, f.pool)  # (B, G, C): pooled over space
-        pooled.append(fibers.amax(1).cpu())  # (B, C)
+            else:
+                element0 = [torch.zeros(len(part), 1, dtype=torch.long, device=device)] if f.independent and f.order > 1 else []  # all that is read
+                z = f(draws.moved(part, generator), *element0)  # (B, C, 1, H', W'), or (B, C, G, H', W') if f can't compute only some
+        z = (z if draws.structured else backbones.as_channels(z)).float()  # (B, C, G, H', W') or (B, G·C, 1, H', W')
+        fibers = groups.fibers(z, groups.Rotation(), f.pool)  # (B, G, C): pooled over space, for translation too
+        if generator is None:
+            pooled.append(fibers.amax(1).cpu())  # (B, C)
         one.append((z[:, :, 0, z.shape[-2] // 2, z.shape[-1] // 2] if draws.map.spatial else fibers[:, 0]).cpu())  # (B, C)
     return [torch.cat(parts) if parts else None for parts in (features, pooled, one)]
 
 
 def linear_accuracy(train_x, train_y, test_x, test_y, classes, steps=3000, epochs=50, batch=256, lr=0.01, seed=0):
-    """Top-1 in per cent of a linear layer on standardised features (N, C), trained with Adam and a cosine schedule.
+    """Top-1 in per cent of a linear layer on standardised features (N, C), trained on labels (N,) with Adam and a cosine schedule.
 
-    It learns for `steps` steps or `epochs` epochs, whichever is longer."""
+    It learns for `steps` steps or `epochs` epochs, whichever is longer.  Sets torch's seed."""
     steps = max(steps, epochs * len(train_y) // batch)
     mean, std = train_x.mean(0), train_x.std(0).clamp(min=1e-6)  # (C,)
     train_x = (train_x - mean) / std  # (N, C)
@@ -77,7 +81,9 @@ def linear_accuracy(train_x, train_y, test_x, test_y, classes, steps=3000, epoch
 
 @torch.no_grad()
 def knn_accuracy(train_v, train_y, test_v, test_y, k=20, tau=0.07, batch=1000):
-    """Top-1 in per cent of k nearest neighbours: cosine similarity s, votes with weight exp(s/τ) (Wu et al. 2018)."""
+    """Top-1 in per cent of k nearest neighbours: cosine similarity s, votes with weight exp(s/τ) (Wu et al. 2018).
+
+    train_v, test_v (N, C); train_y, test_y (N,) long."""
     train_v, test_v = F.normalize(train_v, dim=1), F.normalize(test_v, dim=1)  # (N, C)
     k, classes, right = min(k, len(train_y)), int(train_y.max()) + 1, 0
     for v, y in zip(test_v.split(batch), test_y.split(batch)):
@@ -91,8 +97,8 @@ def evaluate(f, classifier, draws, images, device, dtype=None, seed=0, quiet=Tru
     """The read-outs in per cent, the distances, and the numbers of images: a dict, see the top of this file.
 
     f and classifier are left in evaluation mode; their weights do not change.  A BatchNorm that has seen no image yet (the
-    classifier's, and all of an untrained network) takes its statistics from 2,048 training images.  Otherwise it would divide
-    by 1, and an untrained network would differ from a trained one in more than its training.  feed=False leaves its
+    classifier's, and all of an untrained network) takes its statistics from 2,048 training images.  Without this
+    BatchNorm would not normalise in an untrained network, and the comparison with a trained one would not be fair.  feed=False leaves its
     statistics unchanged.  The distances are computed in float32, on at most 1,024 test images."""
     state = torch.random.get_rng_state()
     f.eval(), classifier.eval()
@@ -122,14 +128,20 @@ def report(found):
     lines.append("distances over that of two different images, for g = 1 …")
     for name, what in (("invariance", "f(T_g x)(g0) - f(x)(g0)"), ("equation1", "f(T_g x)(g0) - f(x)(g⁻¹·g0)"), ("axis", "f(x)(g⁻¹·g0) - f(x)(g0)")):
         values = found[name]
-        told = "no Γ_g acts on this network" if values is None else "undefined: f gives all images the same features" if None in values else \
-            " ".join(f"{v:.3f}" if v > 1e-3 or v == 0 else f"{v:.0e}" for v in values)
+        if values is None:
+            told = "no Γ_g acts on this network"
+        elif None in values:
+            told = "undefined: f gives all images the same features"
+        else:
+            told = " ".join(f"{v:.3f}" if v > 1e-3 or v == 0 else f"{v:.0e}" for v in values)
         lines.append(f"  {name:10} ‖{what}‖".ljust(46) + told)
     return "\n".join(lines)
 
 
 def network(config, images):
-    """The f, h, classifier and `losses.Draws` of a run's configuration; f is perturbed if epsilon > 0.  Raises ValueError."""
+    """The f, h, classifier and `losses.Draws` of a run's configuration; f is perturbed if epsilon > 0.
+
+    Raises ValueError as `backbones.build` and `losses.Draws` do."""
     c_in, size = images.train_x.shape[1], images.train_x.shape[-1]
     f, h, classifier = backbones.build(images.kind, config["group"], config["backbone"], config["width"], images.classes, size, c_in,
                                        *data.mean_std(images.train_x), config["base_size"], functions=config["functions"], pool=config["pool"])
@@ -148,7 +160,7 @@ def open_network(folder, data_dir="data"):
     Raises UsageError if the folder holds no run or its parts do not fit, data.DataError if the images can't be loaded."""
     try:
         config = dict(json.load(open(os.path.join(folder, "config.json")))["config"])
-        dataset, train_size, seed, _, _ = (config[k] for k in ("dataset", "train_size", "seed", "amp", "unfed"))
+        dataset, train_size, seed, _, _ = (config[k] for k in ("dataset", "train_size", "seed", "amp", "unfed"))  # the last two must be there
         weights = torch.load(os.path.join(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)["model"]
     except Exception as error:  # missing, truncated, foreign or malicious: torch raises many types
         raise checkpoint.UsageError(f"{folder} holds no run ({type(error).__name__}): name a folder that train.py wrote") from None

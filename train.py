@@ -63,7 +63,7 @@ def parse(argv=None):
     add("--data-dir", default="data", help="folder of the images, also for downloads (default data)")
     add("--train-size", type=launch.number(int, 2, 1e9), metavar="N", help="use only N training images, chosen with --seed (default all)")
     add("--test-size", type=launch.number(int, 1, 1e9), metavar="N", help="use only N test images, the same for every seed (default all)")
-    add("--image-size", type=launch.number(int, 16, 1024), metavar="PX", help="pad with black, or crop, to this size (default: 29 for MNIST, 31 for the others)")
+    add("--image-size", type=launch.number(int, 16, 1024), metavar="PX", help="pad with black, or crop, to this size (default: 29 for MNIST and for a folder of at most 29, 31 for the others)")
     add = p.add_argument_group("the loss").add_argument
     choice("--group", ("rot", "scale", "trans", "rotscale"), "rotations (90°), scales, translations, or rotations and scales")
     choice("--loss", ("hssl", "assl", "hybrid", "supervised", "frozen"), "Eq. 3, Eq. 2, both at once (Appendix A), labels, or an untrained network")
@@ -100,7 +100,7 @@ def parse(argv=None):
     if args.loss == "frozen":
         args.epochs = 0
     learns = args.loss not in ("supervised", "frozen")
-    used = dict(max_distance=args.loss in ("hssl", "hybrid"), distance=args.max_distance is not None, unfed=args.loss == "frozen", objective=learns,
+    used = dict(max_distance=args.loss in ("hssl", "hybrid"), distance=args.max_distance is not None and args.backbone == "equivariant", unfed=args.loss == "frozen", objective=learns,
                 strength=args.loss == "hybrid" or args.loss == "assl" and args.group == "trans", base_size=learns,
                 tau=learns and args.objective not in ("byol", "simsiam"),
                 **dict.fromkeys(("functions", "pool", "epsilon"), args.backbone == "equivariant"))
@@ -126,7 +126,7 @@ class LARS(torch.optim.Optimizer):
         p = p - lr·v
 
     You et al. divide by ‖g‖ + wd·‖p‖; SimCLR puts lr inside v.  Tensors of one dimension (biases, norms) get q = 1, wd = 0.
-    params: tensors, no groups.  The class needs only torch: you can copy it."""
+    params: tensors, no groups.  torch._foreach_*: all tensors in one call, faster on a GPU.  Needs only torch: you can copy it."""
 
     def __init__(self, params, lr=0.1, momentum=0.9, weight_decay=1e-4, eta=0.001):
         params = list(params)
@@ -162,7 +162,8 @@ def learning_rate(step, steps, warmup, peak):
 
 # ---------------------------------------------------------------- what is learned
 class Objective(nn.Module):
-    """The loss of one process's share of a batch: images, labels, group elements → (loss, y1, y2); no y1, y2 if supervised."""
+    """The loss of one process's share of a batch: x (B, C_in, H, W) in 0 … 1, labels (B,), elements (B, …)
+    → loss (), y1, y2 (B, D), which are None if supervised."""
 
     def __init__(self, args, f, h, classifier, draws):
         super().__init__()
@@ -171,7 +172,7 @@ class Objective(nn.Module):
         classifier.requires_grad_(args.loss == "supervised")  # otherwise detached: probe.py trains its linear layer
         d = h[-1].num_features  # D
         if args.objective == "bilinear":
-            self.W = nn.Parameter(torch.eye(d) / d)  # initially the cosine, if y has unit variance
+            self.W = nn.Parameter(torch.eye(d) / d)  # (D, D), initially the cosine, if y has unit variance
         if args.objective in ("byol", "simsiam"):
             self.q = nn.Sequential(nn.Linear(d, d, bias=False), nn.BatchNorm1d(d), nn.ReLU(), nn.Linear(d, d))  # predictor
         if args.objective == "byol":
@@ -181,7 +182,7 @@ class Objective(nn.Module):
         args = self.args
         if args.loss == "supervised":
             logits = self.classifier(self.f(x))  # (B, classes)
-            return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels), None, None
+            return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels), None, None  # at least float32
         y1, y2 = self.draws.views(self.f, self.h, x, *elements)  # (B, D) twice
         if args.objective not in ("byol", "simsiam"):
             loss = losses.info_nce(y1, y2, args.tau, "ntxent" if args.objective == "ntxent" else "paper", getattr(self, "W", None))
@@ -313,7 +314,7 @@ def main(argv=None):
 # ---------------------------------------------------------------- small parts
 def seeded(*key):
     """A CPU generator that depends only on the key (ints below 2³¹)."""
-    mixed = 0
+    mixed = 0  # one number below 2⁶³ - 25, a prime
     for k in key:
         mixed = (mixed * 1_000_003 + k + 1) % (2 ** 63 - 25)
     return torch.Generator().manual_seed(mixed)

@@ -208,6 +208,11 @@ def test_scale_networks_are_only_approximately_equivariant():
     assert max(turned) < 1e-10 and min(scale) > 0.1
 
 
+def test_a_filter_that_spans_elements_needs_all_of_them():
+    with pytest.raises(ValueError, match="needs all"):  # one element of each of four images: as many of each as if all were there
+        MNISTNet(rotations=4, extent=2, width=0.125)(torch.rand(4, 1, 29, 29), torch.arange(4)[:, None])
+
+
 def test_sampled_elements_equal_the_full_map_and_its_gradient():
     for f, c_in, size in (NETWORKS["mnist"](scales=SCALES), NETWORKS["cifar10"](rotations=4)):
         f = trained(f.double(), torch.rand(2, c_in, size, size, dtype=torch.float64), steps=1)

@@ -63,7 +63,8 @@ def test_turned_coefficients_are_turned_kernels():
 
 def test_wrong_sizes_are_refused():
     for bad in (dict(kernel_size=6), dict(kernel_size=7, effective_size=8), dict(kernel_size=7, rotations=3),
-                dict(kernel_size=7, extent=2), dict(kernel_size=7, scales=(0.0, 1.0)), dict(kernel_size=7, scales=(1.5, 1.0))):
+                dict(kernel_size=7, extent=2), dict(kernel_size=7, scales=(0.0, 1.0)), dict(kernel_size=7, scales=(1.5, 1.0)),
+                dict(kernel_size=3, scales=(1.0, 2.0))):  # 1 px at the first scale, where b_1 would be 0
         with pytest.raises(ValueError):
             GConv(1, 1, **bad)
     with pytest.raises(ValueError, match="smaller than the kernel"):

@@ -200,9 +200,9 @@ def test_a_ssl_without_structure_compares_all_of_z(build):
     draws = Draws("assl", "trans", False, f.order, 29, 1, 1, base_size=f.order)
     g0, g1, g2 = draws(4, torch.Generator().manual_seed(0))
     x = torch.rand(4, 1, 29, 29)
-    views = a_ssl(f, torch.nn.Identity(), x, draws.images, g0, g1, g2, draws.map)
+    views = a_ssl(f, torch.nn.Identity(), x, draws.pixels, g0, g1, g2, draws.map)
     for y, g in zip(views, (g1, g2)):
-        z = f(draws.images.T(x, g)).mean((-2, -1))  # (4, C, |G|)
+        z = f(draws.pixels.T(x, g)).mean((-2, -1))  # (4, C, |G|)
         assert relative(y, z.transpose(1, 2).flatten(1)) < 1e-12
     with pytest.raises(ValueError, match=f"1 … {f.order - 1}"):
         Draws("hssl", "trans", False, f.order, 29, 1, 1, base_size=f.order)
@@ -287,7 +287,7 @@ def test_translations_are_uniform_up_to_the_strength(strength, px):
     draws = Draws("assl", "trans", **GRID, strength=strength)
     _, g1, g2 = draws(20000, torch.Generator().manual_seed(0))
     for g in (g1, g2):
-        for d in draws.images.signed(g):  # (B,) px each
+        for d in draws.pixels.signed(g):  # (B,) px each
             assert uniform(d, range(-px, px + 1))
     assert px == 0 or 0 < (g1 == g2).float().mean() < 6 / (2 * px + 1) ** 2
 

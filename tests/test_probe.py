@@ -48,19 +48,24 @@ def test_a_linear_layer_learns_nothing_from_noise():
 
 @pytest.mark.parametrize("group", ("rot", "trans"))
 def test_the_features_are_those_of_the_equations(group):
-    """pooled: the maximum of z's mean over space; one: z at g0, element 0 or the centre."""
+    """pooled: the maximum of z's mean over space; one: z at g0, element 0 or the centre; the same for changed images, of which f may
+    compute only this."""
     network = backbones.MNISTNet(width=0.25, rotations=4 if group == "rot" else 1).eval()
     z = network(torch.zeros(1, 1, 29, 29))
     draws = losses.Draws("hssl", group, True, network.order, 29, z.shape[-1], network.stride)
     x = (255 * blobs(6, 29, dtype=torch.float32)).clamp(0, 255).to(torch.uint8)
     features = SimpleNamespace(features=lambda z: z.flatten(1))
     whole, pooled, one = probe.encode(network, features, draws, x, torch.device("cpu"), batch=4)
+    _, _, changed = probe.encode(network, features, draws, x, torch.device("cpu"), generator=torch.Generator().manual_seed(1), batch=6)
     with torch.no_grad():
         z = network(x.float() / 255)  # (6, C, G, H', W')
+        of_changed = network(draws.moved(x.float() / 255, torch.Generator().manual_seed(1)))  # (6, C, G, H', W')
     middle = z.shape[-1] // 2
+    fiber = lambda z: z[:, :, 0, middle, middle] if group == "trans" else z[:, :, 0].mean((2, 3))  # (6, C)
     assert torch.allclose(whole, z.flatten(1), atol=1e-5)
     assert torch.allclose(pooled, z.mean((3, 4)).amax(2), atol=1e-5)
-    assert torch.allclose(one, z[:, :, 0, middle, middle] if group == "trans" else z[:, :, 0].mean((2, 3)), atol=1e-5)
+    assert torch.allclose(one, fiber(z), atol=1e-5)
+    assert torch.allclose(changed, fiber(of_changed), atol=1e-5) and not torch.allclose(changed, one, atol=1e-3)
 
 
 class Averaged(nn.Module):

@@ -124,6 +124,7 @@ WRONG = {
     "no pair that near": (["--group", "trans", "--max-distance", "0.5"], "nearest are 1 apart"),
     "distance without hssl": (["--loss", "assl", "--max-distance", "3"], "--max-distance"),
     "a flag without effect": (["--backbone", "mlp", "--pool", "max"], "--pool has no meaning"),
+    "a unit that needs a group": (["--backbone", "mlp", "--max-distance", "3", "--distance", "topological"], "--distance has no meaning"),
     "strength without translation": (["--loss", "assl", "--strength", "0.1"], "--strength has no meaning"),
     "no such network": (["--backbone", "cnn", "--group", "rot"], "--group scale"),
     "no such folder": (["--dataset", "folder", "--data-dir", "nowhere"], "--data-dir wants"),
