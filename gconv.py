@@ -201,7 +201,7 @@ class GConv(nn.Module):
 
     def mixer(self, g):
         """W, the coefficients at element g in the order of `jets`: (C_out, e²·n·C_in, 1, 1)."""
-        return self.coefficients(g).permute(0, 3, 2, 1).flatten(1)[..., None, None]
+        return self.coefficients(g).permute(0, 3, 2, 1).flatten(1)[..., None, None]  # (C_out, e²·n·C_in, 1, 1)
 
     def mixed(self, y, w, g):
         """W·(B ∗ y): y (N, n·C_in, H, W), w from `mixer` → (N, C_out, H', W')."""
@@ -241,7 +241,7 @@ def lift(x, elements, order):
 def unlift(y, back, n):
     """Undo the sorting of `lift`: y (B·n, C, H', W') → z (B, C, n, H', W'), a view where `back` is None."""
     if back is None:  # sorted by element, all of them: (n·B, C, H', W')
-        return y.unflatten(0, (n, -1)).permute(1, 2, 0, 3, 4)
+        return y.unflatten(0, (n, -1)).permute(1, 2, 0, 3, 4)  # (B, C, n, H', W')
     y = channels_last(y).index_select(0, back).unflatten(0, (-1, n))  # (B, n, H', W', C)
     return y.permute(0, 4, 1, 2, 3)  # (B, C, n, H', W')
 
@@ -249,7 +249,7 @@ def unlift(y, back, n):
 def channels_last(y):
     """y (N, C, H, W), channels last in memory → its contiguous view (N, H, W, C).  Splitting and joining this view keeps the
     memory order, also of gradients (the backward pass of a split of (N, C, H, W) would fall back to channels first)."""
-    return y.permute(0, 2, 3, 1)
+    return y.permute(0, 2, 3, 1)  # (N, H, W, C)
 
 
 # ---------------------------------------------------------------- the faster form

@@ -48,8 +48,8 @@ class Translation:
 
     def product(self, a, b):
         """a·b, elementwise with broadcasting: (…,) long."""
-        dy = (a // self.width + b // self.width) % self.height
-        dx = (a % self.width + b % self.width) % self.width
+        dy = (a // self.width + b // self.width) % self.height  # (…,)
+        dx = (a % self.width + b % self.width) % self.width  # (…,)
         return dy * self.width + dx
 
     def inverse(self, a):
@@ -58,13 +58,13 @@ class Translation:
 
     def signed(self, g):
         """The shortest shift that equals g on the torus: dy, dx (…,) long, within ±size/2."""
-        dy, dx = g // self.width, g % self.width
-        dy = torch.where(dy > self.height // 2, dy - self.height, dy)
+        dy, dx = g // self.width, g % self.width  # (…,) twice
+        dy = torch.where(dy > self.height // 2, dy - self.height, dy)  # (…,)
         return dy, torch.where(dx > self.width // 2, dx - self.width, dx)
 
     def _shift(self, x, g, step):
-        dy, dx = self.signed(g)
-        x = _shift_axis(x, dy * step, -2, self.wrap)
+        dy, dx = self.signed(g)  # (B,) twice
+        x = _shift_axis(x, dy * step, -2, self.wrap)  # as x
         return _shift_axis(x, dx * step, -1, self.wrap)
 
     def T(self, x, g):
@@ -90,7 +90,7 @@ class Translation:
             raise ValueError(f"no rectangle of {size} positions fits into {self.height} × {self.width}: take a base space of "
                              f"1 … {max(1, self.order - 1)} positions that does, for example {', '.join(map(str, sorted(near)))}")
         h = min(fits)[1]
-        y, x = torch.arange(h), torch.arange(size // h)
+        y, x = torch.arange(h), torch.arange(size // h)  # (h,), (w,)
         return (y[:, None] * self.width + x).flatten()  # (|g0|,)
 
     def fits_inside(self, g, g0):
@@ -294,7 +294,7 @@ def pairs(group, g0, max_distance=None, metric="euclidean"):
     An element g is used if all of g⁻¹·g0 lies on the feature map (no wrap, no padding).  A pair is allowed if the two bundles
     are at most `max_distance` apart (None: any pair).  g0 (|g0|,) → elements (M,) long and allowed (M, M) bool.
     Raises ValueError if fewer than two elements remain, or no two different ones are within `max_distance`."""
-    g = torch.arange(group.order)
+    g = torch.arange(group.order)  # (|G|,)
     g = g[group.fits_inside(g, g0)]  # (M,)
     if len(g) < 2:
         raise ValueError(f"a base space of {len(g0)} of the {group.order} elements fits at only {len(g)} place(s), "

@@ -56,7 +56,7 @@ def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
         candidates = logits.flatten(2).logsumexp(2)  # (2, B) over l and k
         if denominator == "paper":
             candidates, positive = candidates.logsumexp(0), positive[0]  # (B,), over j too: both views of i share one denominator
-        return (candidates - positive).mean()
+        return (candidates - positive).mean()  # ()
 
 
 def gather(y):
@@ -66,7 +66,7 @@ def gather(y):
     all ranks, so that DDP's mean over ranks is the gradient of the one-process loss.  With one process: y and 0."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return y, 0
-    return torch.cat(list(AllGather.apply(y)), 1), dist.get_rank() * y.shape[1]
+    return torch.cat(list(AllGather.apply(y)), 1), dist.get_rank() * y.shape[1]  # (V, N, D), int
 
 
 class AllGather(torch.autograd.Function):
@@ -120,7 +120,7 @@ def cosine_regression(p1, p2, y1, y2):
     with torch.autocast(p1.device.type, enabled=False):
         one = 1 - F.cosine_similarity(up(p1), up(y2).detach())  # (B,)
         two = 1 - F.cosine_similarity(up(p2), up(y1).detach())  # (B,)
-        return (one + two).mean()
+        return (one + two).mean()  # ()
 
 
 def a_ssl(f, h, x, group, g0, g1, g2, map_group=None):

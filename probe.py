@@ -70,7 +70,7 @@ def linear_accuracy(train_x, train_y, test_x, test_y, classes, steps=3000, epoch
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         index = torch.randint(len(train_y), (batch,))  # (B,)
-        loss = F.cross_entropy(linear(train_x[index]), train_y[index])
+        loss = F.cross_entropy(linear(train_x[index]), train_y[index])  # ()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -105,25 +105,23 @@ def difference(a, b):
     return {seed: a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())}
 
 
-def claim(text, what, a, b, margin=None, planned=0):
-    """The difference a - b of two {seed: number}, paired by seed, as a dict; None for fewer than two seeds.
+def claim(text, what, a, b, margin=None, planned=2):
+    """The difference a - b of two {seed: number}, paired by seed, as a dict; None for fewer than `planned` seeds.
 
-    With a margin the test is "within the margin", else "a > b".  planned: no verdict before there are so many seeds."""
+    With a margin the test is "within the margin", else "a > b"."""
     seeds = difference(a, b)
     values = list(seeds.values())
-    if len(values) < 2:
+    if len(values) < planned:
         return None
     mean, half = interval(values)
-    found, price, waits = verdict(mean, half, margin), "", len(values) < planned
-    if waits:
-        found = f"waits: {len(values)} of {planned} seeds"
-    elif found == "undecided" and len(values) < 4:
+    found, price = verdict(mean, half, margin), ""
+    if found == "undecided" and len(values) < 4:
         price = "too few seeds to say how many are needed"
     elif found == "undecided":
         wanted = seeds_needed(values, margin)
         price = f"{'1,000 new seeds or more' if wanted == 1000 else f'about {wanted} new seeds'} have an even chance to decide"
     return dict(claim=text, what=what, a=statistics.mean(a[s] for s in seeds), b=statistics.mean(b[s] for s in seeds), mean=mean, half=half, margin=margin,
-                seeds=len(seeds), waits=waits, verdict=found, price=price)
+                seeds=len(seeds), verdict=found, price=price)
 
 
 def verdict(mean, half, margin=None):
@@ -144,7 +142,7 @@ def measures(group):
     return [line for line in SAME if line[0] != "one position" or group == "trans"]
 
 
-def compare(rows, where, margins=None, planned=0):
+def compare(rows, where, margins=None, planned=2):
     """The claims about A-SSL, H-SSL and the untrained network, for rows of one data set and budget (`where`): see `claim`.
 
     margins: {measure: margin} fixed before the runs.  None: a part of the gain over the untrained network, so "the same" is
@@ -182,7 +180,7 @@ def claims():
     found = [row for row in found if row]
     for row in found:
         wider = student.ppf([1 - 0.025 / len(found), 0.975], row["seeds"] - 1)
-        row["corrected"] = row["verdict"] if row["waits"] else verdict(row["mean"], row["half"] * wider[0] / wider[1], row["margin"])
+        row["corrected"] = verdict(row["mean"], row["half"] * wider[0] / wider[1], row["margin"])
     return found
 
 

@@ -57,7 +57,7 @@ def learned():
 
 def same():
     """The claims that two things are the same, in units of their margins."""
-    found = [r for r in claims() if r["margin"] and not r["waits"]]
+    found = [r for r in claims() if r["margin"]]
     if not found:
         return None
     colours = {"within the margin": "tab:green", "different": "tab:red", "undecided": "0.5"}
