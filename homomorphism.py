@@ -16,7 +16,7 @@ f's features are read as G = |G| fibers v = f(x) (B, G, C): 4 for C4, 6 for scal
 
 The first term is H-SSL (Eq. 3) with v(g⁻¹·g0) := (Γ_g v)(g0).  The second is the error of Eq. 1, divided by the error
 with Γ_g = 1 (the null).  It needs turned images, but only for a share of each batch, with g uniform in 1 … G-1.  share 0: H-SSL on a network
-without structure (Table 2).  share 1: two passes for each image, the cost of A-SSL.  ‖A⁴ - 1‖ is measured, not trained.
+without structure (Table 2).  share 1: two passes for each image, the cost of A-SSL.  ‖A⁴ - 1‖ is not a term of L.
 
 Scale is not a group, as T_g has no inverse.  The given A is the shift (A v)(i) = v(i+1).  Eq. 1 is compared only on the fibers i with
 i + g < G, and only in one direction.  So f can also meet it by giving all shrunk images the same features; `measure` reports this
@@ -25,17 +25,8 @@ as `kept`.
 Only the second term trains A.  If the first did too, A = 1 would solve it.
 Everything runs on the CPU, in one process.
 
-What related methods assume, and what they learn
-                                            g of a pair      T_g              Γ_g
-    Homomorphism AutoEncoder, Keurti 2022   known            only observed    learned: a matrix for each g
-    SEN, Park 2022                          known            only observed    given
-    CARE, Gupta 2023                        not needed       applied          orthogonal, not written out
-    EquiMod, Devillers & Lefort 2023        known            applied          learned: a network of (z, g), no group law
-    SIE, Garrido 2023                       known            applied          learned: a network makes it from g, no group law
-    H-SSL, Keller 2022                      drawn            not applied      built into f
-    here                                    drawn            on a share       learned: A^g (or given)
+Related methods, what they assume and what they learn: notebook 06, section 6.
 """
-import argparse
 import copy
 import json
 import sys
@@ -74,8 +65,8 @@ def cycle(group=C4):
 def start(name, noise=0.01, group=C4):
     """The initial A, (G, G): "random" is orthogonal; "identity" is 1 + noise·N(0, 1); "cycle" is `cycle(group)`.
 
-    A 4-cycle has the eigenvalues 1, i, -1, -i and the determinant -1.  From the four random starts of notebook 06 A first becomes
-    nearly singular, as f does not follow the turns yet, so the determinant of the start does not decide whether a cycle is found."""
+    A 4-cycle has the eigenvalues 1, i, -1, -i and the determinant -1.  In notebook 06 A first becomes nearly singular from all four
+    starts, since f does not follow the turns yet.  So the sign of the determinant at the start does not decide."""
     if name == "random":
         return nn.init.orthogonal_(torch.empty(group.order, group.order))  # (G, G)
     return cycle(group) if name == "cycle" else torch.eye(group.order) + noise * torch.randn(group.order, group.order)  # (G, G)
@@ -99,19 +90,19 @@ def views(v, h, A, g0, g1, g2):
 def equation1(moved, v, A, g, one_way=False, group=C4, over="null"):
     """The error of Eq. 1 over its null, in both directions if g has an inverse: the mean, over the g that occur, of
 
-        ½ Σ ( ‖f(T_g x) - Γ_g f(x)‖² + ‖f(x) - Γ_g⁻¹ f(T_g x)‖² )  /  Σ ‖f(T_g x) - f(x)‖²,    0 exact, 1 for Γ_g = 1
+        ½ Σ ( ‖f(T_g x) - Γ_g f(x)‖² + ‖f(x) - Γ_(g⁻¹) f(T_g x)‖² )  /  Σ ‖f(T_g x) - f(x)‖²,    0 exact, 1 for Γ_g = 1
 
     moved = f(T_g x), v = f(x) (k, G, C); A (G, G); g (k,) long, 1 … G-1 → scalar.  Each sum is over the images with the same g, and
     over the fibers i for which g⁻¹·i exists: all for C4.
     One ratio for each image would be dominated by images that T_g hardly changes; one ratio for all g, by the g that change f most.
 
-    The second direction needs no further image, and Γ_g⁻¹ = A^(4-g) is a power of A, so no matrix is inverted.  Without it
+    The second direction needs no further image.  Γ_(g⁻¹) = A^(4-g) undoes Γ_g only if A⁴ = 1.  Without it
     (one_way) Γ need not be a group action: x is upright, so A = 0 with f(T_g x) = 0, or a projection, is also a solution.
     The null carries gradient, so the ratio rewards neither f → c·f nor f(T_g x) = f(x).  With a detached null, a smaller f or
     an invariant f would lower the loss.
     over="images" divides by the squared distance between two images instead (twice the variance of f(x) and f(T_g x)).  Then an invariant f
     is also a solution, with every Γ for which Γ_g f(x) = f(x).  Compare it with Γ = 1, which asks only for f(T_g x) = f(x).
-    Raises ValueError for 0/0, if the null is only rounding error: f is constant or invariant."""
+    over="null" raises ValueError for 0/0, if the null is only rounding error: f is constant or invariant."""
     exists = (group.shift_base(g, torch.arange(group.order)) >= 0)[..., None]  # (k, G, 1)
     square = lambda a: a.new_zeros(group.order).index_add(0, g, (a * exists).pow(2).sum((1, 2)))  # (G,): a sum for each g
     error, null = square(moved - Gamma(A, v, g)), square(moved - v)  # (G,) twice
@@ -123,7 +114,7 @@ def equation1(moved, v, A, g, one_way=False, group=C4, over="null"):
         return error.sum() / (len(v) * 2 * torch.cat([v, moved]).var(0).sum())  # ()
     if (null <= (10 * torch.finfo(v.dtype).eps) ** 2 * square(v))[drawn].any():
         raise ValueError("f gives x and T_g x the same features, so Eq. 1's error over its null is 0/0: f is constant or invariant")
-    return (error[drawn] / null[drawn]).mean()
+    return (error[drawn] / null[drawn]).mean()  # ()
 
 
 @torch.no_grad()
@@ -138,14 +129,14 @@ def measure(f, A, x, group=C4):
         orbit        the same ratio over all four turns of each x, since Eq. 1 must also hold for turned images
         kept         how far apart f puts T_g x of two images, over that for x: 0 if f(T_g x) is the same for all images, as with A = 0
         best         orbit for the best matrix M_g (G, G) of each g (least squares, no group law)
-        cyclic       ‖A⁴ - 1‖ (Frobenius); eigenvalues: of A, [real, imaginary] each (a 4-cycle: 1, i, -1, -i)
+        cyclic       ‖A^G - 1‖ (Frobenius); eigenvalues: of A, [real, imaginary] each (a 4-cycle: 1, i, -1, -i)
 
     Distances are over the fibers i for which g⁻¹·i exists.  Shrinking twice by list factors is not one shrinking of the list, so for
     scale `orbit` is over x alone, equal to `over_null`.  A number that would be 0/0 is None."""
     n, closed = group.order, bool((group.inverse(torch.arange(group.order)) >= 0).all())
     v = torch.stack([as_fibers(f(group.T(x, torch.full((len(x),), k))), f.pool, n).double() for k in range(n)])  # (G, B, G, C): f(T_k x)
     A = A.detach().double()  # (G, G)
-    rms = lambda a: a.pow(2).sum((-1, -2)).mean().sqrt()
+    rms = lambda a: a.pow(2).sum((-1, -2)).mean().sqrt()  # ()
     over = lambda a, b: float(a / b) if b > 1e-6 * rms(v) else None  # f computes in float32
     found = {name: [] for name in ("invariance", "equation1", "axis", "over_null", "orbit", "best", "kept")}
     for k in range(1, n):
@@ -154,7 +145,7 @@ def measure(f, A, x, group=C4):
         rows, target = (t.transpose(2, 3).flatten(0, 2) for t in (a, b))  # (…, G) twice: rows · M_kᵀ = target
         M = (torch.linalg.pinv(rows.T @ rows) @ (rows.T @ target)).T  # (G, G)
         power = torch.linalg.matrix_power(A, k)  # (G, G)
-        far = lambda p, q: rms((p - q)[..., exists, :])
+        far = lambda p, q: rms((p - q)[..., exists, :])  # ()
         apart = lambda p: (2 * p[:, exists].flatten(1).var(0).sum()).sqrt()  # (): two images
         two_images = apart(v[0])  # ()
         null, error = far(b[0], a[0]), far(b[0], power @ a[0])  # () twice
@@ -183,9 +174,10 @@ def networks(backbone, width, images, group="rot"):
 def learn(f, h, A, x, share=0.1, lam=10.0, one_way=False, epochs=20, batch_size=256, lr=2.0, warmup_epochs=1, seed=0, group=C4, over="null"):
     """Train f, h and A (if it requires a gradient) in place with L on images x (N, C_in, H, H) uint8 → the last loss.
 
+    share: 0 … 1; lam: λ; epochs >= 1; lr: the peak rate is lr·batch_size/256; g0 is fiber 0.
     LARS and its schedule are as in train.py.  T_g changes copies of the first round(share·batch_size) images of each batch, and they pass
     through f with the batch, so BatchNorm sees both.  f and h stay in training mode.
-    Raises ValueError if f is constant or invariant, or the loss is not finite."""
+    Raises ValueError if the loss is not finite, or as `equation1`."""
     params = [*f.parameters(), *h.parameters(), *([A] if A.requires_grad else [])]
     optimizer, per_epoch, k = train.LARS(params), len(x) // batch_size, round(share * batch_size)
     f.train(), h.train()
@@ -205,7 +197,7 @@ def learn(f, h, A, x, share=0.1, lam=10.0, one_way=False, epochs=20, batch_size=
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-    return float(loss.detach()) if epochs else None
+    return float(loss.detach())
 
 
 def parse(argv=None):
@@ -236,8 +228,8 @@ def parse(argv=None):
         raise UsageError("--over images needs --group rot, and --share and --lam above 0")
     if args.group == "scale" and (args.backbone == "mlp" or args.one_way):
         raise UsageError("--group scale needs --backbone cnn, as the MLP's 16 fibers are not a multiple of 6, and no --one-way, as scale has only one way")
-    if args.one_way and not args.share * args.lam:
-        raise UsageError("--one-way has no meaning where --share or --lam is 0: leave it out")
+    if not args.share * args.lam and (args.one_way or not args.given):
+        raise UsageError("where --share or --lam is 0, A is not trained and Eq. 1 not used: add --given, leave out --one-way")
     if args.share and not round(args.share * args.batch_size):
         raise UsageError(f"--share {args.share:g} of --batch-size {args.batch_size} is no image: take --share 0, or at least {1 / args.batch_size:g}")
     args.start = "cycle" if args.given and args.start == "random" else args.start
@@ -252,7 +244,7 @@ def look(f, classifier, draws, A, images, seed, group):
 
 
 def main(argv=None):
-    """Train one setting and print one JSON row: its flags, the result of `look`, and that of the untrained network.  Raises UsageError."""
+    """Train one setting and print one JSON row: its flags, the result of `look`, and that of the untrained network.  Raises UsageError and data.DataError."""
     args = parse(argv)
     launch.keep_freed_memory()
     images = data.load(args.dataset, args.data_dir)

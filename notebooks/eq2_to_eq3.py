@@ -26,11 +26,11 @@ CHANNELS = 10  # of 128: those that differ most from turn to turn
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
 images = data.load("mnist5k")
-group, f = Rotation(), MNISTNet(rotations=4).double()
-f(images.train_x[:64].double() / 255)  # BatchNorm takes the statistics of 64 digits
+group, f = Rotation(), MNISTNet(rotations=4)
+f(images.train_x[:64].double() / 255)  # training mode: BatchNorm sees 64 digits
 f.eval()
 x = images.train_x[images.train_y == 4][3:4].double() / 255  # (1, 1, 29, 29)
-g0, turns = torch.tensor([0]), [torch.tensor([1]), torch.tensor([2])]  # g1 a quarter turn, g2 half a turn
+g0, turns = torch.tensor([0]), [torch.tensor([1]), torch.tensor([2])]  # (1,) each: g1 a quarter turn, g2 half a turn
 turned = [group.T(x, g) for g in turns]  # (1, 1, 29, 29) twice
 with torch.no_grad():
     one = fibers(f(x), group)[0]  # (4, C)
@@ -50,8 +50,8 @@ ax.set(xlim=(0, 16), ylim=(0, 9))
 ax.axis("off")
 
 
-def say(x, y, text, size=24, colour="black", **kwargs):
-    ax.text(x, y, text, fontsize=size, color=colour, ha=kwargs.pop("ha", "center"), va="center", **kwargs)
+def say(x, y, text, size=24, colour="black", ha="center", **kwargs):
+    ax.text(x, y, text, fontsize=size, color=colour, ha=ha, va="center", **kwargs)
 
 
 def digit(x, y, size, picture, label, colour):

@@ -8,13 +8,13 @@ matplotlib.use("Agg")
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
-from torch import nn
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 import data  # noqa: E402
 from backbones import MNISTNet  # noqa: E402
 from groups import Rotation, fibers  # noqa: E402
+from turning import fed  # noqa: E402
 
 SHOWN = 24  # channels, of 128
 ANGLES = ["0°", "90°", "180°", "270°"]
@@ -23,17 +23,12 @@ FIRST, SECOND = "#1b8a4b", "#d6278f"  # view 1, view 2
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
 torch.set_grad_enabled(False)
-group, f = Rotation(), MNISTNet(rotations=4)  # random weights
 digits = data.load("mnist5k")
 images = digits.train_x[:256].double() / 255  # (256, 1, 29, 29)
-for norm in f.modules():
-    if isinstance(norm, nn.BatchNorm2d):
-        norm.momentum = None  # a plain average
-f(images)  # in training mode: BatchNorm takes its mean and variance from these digits
-f.eval()
+group, f = Rotation(), fed(MNISTNet(rotations=4), images)  # random weights
 
 x = images[(digits.train_y[:256] == 7).nonzero()[9]]  # (1, 1, 29, 29) a 7
-g1, g2, g0 = torch.tensor([1]), torch.tensor([2]), torch.tensor([3])
+g1, g2, g0 = torch.tensor([1]), torch.tensor([2]), torch.tensor([3])  # (1,) three times
 z = fibers(f(x), group)[0]  # (4, C)
 z1, z2 = (fibers(f(group.T(x, g)), group)[0] for g in (g1, g2))  # (4, C) twice
 place1, place2 = (int(group.shift_base(g, g0)) for g in (g1, g2))

@@ -1,6 +1,6 @@
 """Draws notebooks/turning.gif: a digit turns, and the fibers of two networks are watched: python notebooks/turning.py
 
-Left, a network for rotations: after each quarter turn its four fibers have moved one row on, unchanged (Eq. 1).
+Middle, a network for rotations: after each quarter turn its four fibers have moved one row on, unchanged (Eq. 1).
 Right, an ordinary CNN with four times the channels, read as four fibers: they do not move along the rows.
 Both are untrained; their BatchNorm has seen 256 digits.  `measure` gives the numbers, without the drawing."""
 import os
@@ -21,7 +21,7 @@ STEP, HOLD = 15, 6  # degrees a frame; frames for which a quarter turn stays in 
 
 
 class FourParts(nn.Module):
-    """An ordinary CNN with 4·C channels, read as four fibers of C channels: z (B, C, 4, H', W')."""
+    """A network without rotations and 4·C channels, read as four fibers of C channels: z (B, C, 4, H', W')."""
 
     order, independent, pool = 4, False, "mean"
 

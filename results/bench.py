@@ -1,7 +1,7 @@
 """How fast, and against what: python results/bench.py [--json FILE] [--quick] [--only PART ...]
 
-Every row but that of batches times its competitors interleaved in one process, round after round, and prints the median and the ratio of
-medians, so that what the machine does to one it does to all.  Competitors of a training step (H-SSL, batch in the row):
+Most rows time their competitors in turn in one process, and print medians and their ratios, so that a slow moment of the machine
+slows all of them.  Competitors of a training step (H-SSL, batch in the row):
 
     ours      train.py's step: sampled fibers, W·(B∗x), channels last, bf16 where the CPU has it
     usual     the usual way, written here: maps (B, C, G, H, W), one grouped convolution a layer with every kernel padded
@@ -33,17 +33,17 @@ import checkpoint  # noqa: E402
 import launch  # noqa: E402
 import train  # noqa: E402
 from backbones import Head, MNISTNet, ResNet20  # noqa: E402
-from gconv import GConv, lift  # noqa: E402
+from gconv import GConv  # noqa: E402
 from groups import SCALES, Rotation, RotationScale, Scale, Translation, pairs, sample  # noqa: E402
 from losses import a_ssl, h_ssl, info_nce  # noqa: E402
 
 CPU = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
-BF16 = any(CPU.get(k) for k in ("avx512_bf16", "amx_bf16"))
-AXES = {"trans": {}, "rot": dict(rotations=4), "scale": dict(scales=SCALES), "rotscale": dict(scales=SCALES, rotations=4)}
+BF16 = launch.precision("auto", torch.device("cpu")) is not None
+AXES = {"trans": {}, "rot": dict(rotations=4), "scale": dict(scales=SCALES)}
 
 
 def group_of(name, positions=8):
-    return {"trans": Translation(positions, positions), "rot": Rotation(), "scale": Scale(), "rotscale": RotationScale()}[name]
+    return {"trans": Translation(positions, positions), "rot": Rotation(), "scale": Scale()}[name]
 
 
 # ---------------------------------------------------------------- the usual way
@@ -95,7 +95,6 @@ def steps_of(f, h, group, batch, size, c_in, loss=h_ssl, base=1):
     draw = drawn(group, loss, base)
     optimizer = train.LARS([*f.parameters(), *h.parameters()])
     usual = Usual(f)
-    usual.independent, usual.order = False, f.order
 
     def step(f, amp):
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
@@ -195,24 +194,8 @@ def part_one_pass(rows, quick):
                           ratios={"hssl/assl": times["assl"] / times["hssl"]}))
 
 
-def part_evaluation(rows, quick):
-    """The full map in evaluation mode against its bare convolutions, kernels already expanded."""
-    for name in ("scale", "rot"):
-        f = MNISTNet(**AXES[name])
-        x = torch.rand(64, 1, 29, 29)
-        limit = bare(f, 64 * f.order, 29, 1, backward=False)
-        f.eval()
-
-        def ours():
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-                f(x)
-        times = clock({"ours": ours, "bare": torch.no_grad()(limit)}, 3 if quick else 9)
-        report(rows, dict(what=f"evaluation, full map, mnist {name}", images_per_second={k: 64 / t for k, t in times.items()},
-                          ratios=versus(times)))
-
-
 def part_group_size(rows, quick):
-    """A step's cost against |G|, one fiber a view: it should not grow."""
+    """A step's cost against |G|, one fiber for each view: it should grow little."""
     functions = {}
     for order, axis in ((2, dict(scales=SCALES[:2])), (4, dict(scales=SCALES[:4])), (6, dict(scales=SCALES)),
                         (12, dict(scales=SCALES[:3], rotations=4)), (24, dict(scales=SCALES, rotations=4))):
@@ -235,7 +218,7 @@ def part_batch(rows, quick):
 
 
 def part_forms(rows, quick):
-    """W·(B∗x) against (W·B)∗x, forward and backward, on every layer shape of the networks, and some of width 1/4."""
+    """W·(B∗x) against (W·B)∗x, forward and backward, on every 7 × 7 layer shape of the networks, and some of width 1/4."""
     shapes = {(9, 64, 25, 1), (32, 64, 29, 2), (64, 128, 15, 2), (16, 32, 25, 1), (32, 32, 25, 1), (32, 64, 25, 2), (64, 64, 13, 1)}
     for kind in ("cifar10", "tiny-imagenet"):
         size, c = 25, 64
@@ -246,9 +229,8 @@ def part_forms(rows, quick):
     dtype = torch.bfloat16 if BF16 else torch.float32
     for c, c_out, size, stride in sorted(shapes):
         n = max(8, 200_000 // (size * size * c) * 4)
-        for scale, k in ((1.75, 7), (1.0, 5)):
+        for g, k in ((1, 7), (0, 5)):
             conv = GConv(c, c_out, 7, 3, scales=(1.0, 1.75), stride=stride, padding=3)
-            g = 1 if k == 7 else 0
             y = torch.randn(n, size, size, c).to(dtype).permute(0, 3, 1, 2).requires_grad_()
 
             mixes, conv.jets_above = conv.mixes(g), 0  # what a layer would do; then the one form whatever it costs
@@ -290,12 +272,6 @@ def nce(batch):
     info_nce(y1, y2).backward()
 
 
-def part_nce(rows, quick):
-    """InfoNCE at the paper's batch (the logits alone are 256 MiB)."""
-    times = clock({"": lambda: nce(4096)}, 2)
-    report(rows, dict(what="InfoNCE forward and backward, batch 4096", images_per_second={k: 4096 / t for k, t in times.items()}))
-
-
 def peak_mib():
     """The most memory that this process has had; not getrusage's number, which starts with the parent's."""
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
@@ -326,7 +302,7 @@ def part_memory(rows, quick):
 
 
 def noise_as_mnist(folder, n):
-    """MNIST's four files, with n training images of noise: only the clock looks at them."""
+    """MNIST's four files, with n training images of noise: only the time counts."""
     os.makedirs(f"{folder}/MNIST/raw")
     for name, count in (("train", n), ("t10k", 10)):
         for kind, magic, shape in (("images-idx3", 2051, (count, 28, 28)), ("labels-idx1", 2049, (count,))):

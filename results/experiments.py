@@ -1,6 +1,6 @@
-"""The runs of train.py behind the tables: EXPERIMENTS[name] is a list of command lines.  results/run.py does them.
+"""The runs of train.py behind the tables: EXPERIMENTS[name] is a list of flags, one text for each run.  results/run.py does them.
 
-Each experiment becomes results/NAME.jsonl, and a table and mostly a picture of results/README.md.
+Each experiment becomes results/NAME.jsonl, from which tables.py and pictures.py work.
 """
 TUNED = "--batch-size 256 --lr 2 --warmup-epochs 0.25 "
 MNIST = "--dataset mnist --epochs 5 " + TUNED
@@ -57,7 +57,7 @@ EXPERIMENTS = {
               + [line for text, groups, seeds in ((MNIST, THREE, 3), (CIFAR, THREE[::-1], 1), (TINY, THREE[:2], 1))
                  for line in each(text + "--group {group} --loss supervised --seed {seed}", group=groups, seed=range(seeds))]
               + each(TINY + "--group {group} --loss {loss} --seed {seed}", loss=LEARN, group=THREE[:2], seed=range(3)),
-    "table2": [line for loss, mlp, cnn in (("frozen", 1, 1), ("hssl", 1, 1), ("assl", 16, 6), ("supervised", 1, 1)) for seeds in (5 if loss != "supervised" else 3,)
+    "table2": [line for loss, mlp, cnn, seeds in (("frozen", 1, 1, 5), ("hssl", 1, 1, 5), ("assl", 16, 6, 5), ("supervised", 1, 1, 3))
                for line in each(MNIST + f"--group trans --backbone mlp --base-size {mlp} --loss {loss} --seed {{seed}}", seed=range(seeds))
                + each(MNIST + f"--group scale --backbone cnn --width 0.25 --base-size {cnn} --loss {loss} --seed {{seed}}", seed=range(seeds))
                + each(CIFAR + f"--group scale --backbone cnn --width 0.0625 --train-size 12500 --base-size {cnn} --loss {loss} --seed {{seed}}", seed=range(2))],

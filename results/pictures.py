@@ -144,8 +144,6 @@ def strength():
 def scale_repaired():
     """The error of Eq. 1 against its null, for the networks of the table."""
     rows = rows_of("scale_repaired")
-    if not rows:
-        return None
     networks = [n for n in ((None, "mean"), (3, "mean"), (None, "max"), (3, "max")) if pick(rows, functions=n[0], pool=n[1], loss="assl")]
     if len(networks) < 2:
         return None
@@ -179,7 +177,7 @@ def learned_group():
         for ax, name in zip(axes, ("over_null", "invariance")):
             points = {}
             for r in rows:
-                if r["given"] == given or not r["share"]:
+                if r["given"] == given:
                     points.setdefault(max(r["share"], 0.001), []).append(mean_over_g(r, name))
             xs = sorted(points)
             ax.plot(xs, [statistics.mean(points[x]) for x in xs], color=colour, label=f"Γ {'given' if given else 'learned'}")

@@ -1,7 +1,7 @@
 """How near to Eq. 1 can a scale network be brought without training?  python results/scale_error.py → results/scale_error.jsonl
 
-The MNIST network at half the width on 256 test digits, BatchNorm fed, two seeds.  What is changed, alone or together: the basis
-functions of the first layer, how fibers are read off space, the list of scales, the background, the supports of the filters.
+The MNIST network at half the width on 256 test digits, BatchNorm fed with 512 digits, two seeds.  What is changed, alone or together: the basis
+functions, how fibers are read off space, the list of scales, the background, the supports of the filters.
 """
 import json
 import os
@@ -31,7 +31,7 @@ TRIED = [("the paper's", {}), ("background is 0", dict(zero=True)), ("maximum ov
 
 
 def network(images, scales, functions, first, support, effective, pool, zero):
-    """An untrained MNIST network with these choices, its BatchNorm fed."""
+    """An untrained MNIST network with these choices, its BatchNorm fed with 512 images."""
     mean, std = data.mean_std(images.train_x)
     conv = lambda c_in, c_out, k, e, stride, padding, **group: GConv(
         c_in, c_out, first if k == 11 else support, functions if k == 11 else effective, stride=stride, padding=(first if k == 11 else support) // 2, **group)

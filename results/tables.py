@@ -3,7 +3,8 @@
     python results/tables.py               # write results/README.md: the text of ABOUT.md with the tables in it
     python results/tables.py learned       # print one table: learned, knob, strength, …, claims, bench, front
 
-Read-outs are means ± standard deviations over seeds; distances for each g are means.  What the runs decide is in claims.py.
+Each function of TABLES returns the Markdown of one table.  Read-outs are means ± standard deviations over seeds; distances for
+each g are means.  What the runs decide is in claims.py.
 run.py, scale_error.py and learned_group.py make the runs; the paper's numbers are in results/paper.json.
 """
 import collections
@@ -37,7 +38,7 @@ def cost(rows):
 
 # ---------------------------------------------------------------- tables
 def table(rows, kinds, columns):
-    """Markdown: kinds is a list of (label, flags or the rows themselves), columns one of (name, function of the kind's rows → text)."""
+    """Markdown: kinds is a list of (label, flags or the rows themselves), columns a list of (name, function of the kind's rows → text)."""
     columns = [("seeds", lambda runs: str(len(runs))), *columns]
     lines = ["| | " + " | ".join(name for name, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for label, flags in kinds:
@@ -64,9 +65,9 @@ def learned():
     return table(rows_of("learned") + single, kinds, FAR + READ)
 
 
-def paper(table):
+def paper(name):
     """The paper's numbers: {(data set, group, loss): (mean, standard deviation)}."""
-    return {tuple(p[:3]): p[3:] for p in json.load(open(os.path.join(claims.FOLDER, "paper.json")))[table]}
+    return {tuple(p[:3]): p[3:] for p in json.load(open(os.path.join(claims.FOLDER, "paper.json")))[name]}
 
 
 def front():
@@ -122,7 +123,7 @@ def strength():
     kinds = sorted(dict.fromkeys((LOSSES[r["loss"]], round(reach(r), 1), r["strength"], r["max_distance"], r["loss"]) for r in rows), key=lambda kind: kind[:2])
     text = table(rows, [(f"{label}, at most {px:g} px apart" + ", as in `learned`" * (l == "hssl" and d is None), dict(strength=s, max_distance=d, loss=l)) for label, px, s, d, l in kinds], READ + FAR[:1])
     more = [r for r in rows_of("strength") if r not in rows]
-    kinds = [("untrained", dict(loss="frozen")), ("A-SSL, |g0| = |G| (SimCLR)".replace("|", "\\|"), dict(base_size=64)),
+    kinds = [("untrained", dict(loss="frozen")), (r"A-SSL, \|g0\| = \|G\| (SimCLR)", dict(base_size=64)),
              *[(f"{LOSSES[l]}, log-bilinear" + " (DIM(L))" * (l == "hssl"), dict(loss=l, objective="bilinear")) for l in ("hssl", "assl")]]
     return text + "\n\n" + table(more, kinds, READ + FAR[:1])
 
@@ -163,7 +164,7 @@ def table2():
 
 
 def figure2_left():
-    kinds = [(f"{GROUPS[g]}, |g0| = {n}".replace("|", "\\|"), dict(group=g, base_size=n)) for g, sizes in (("rot", (1, 2, 3)), ("scale", (1, 3, 5)), ("trans", (1, 4, 16, 36))) for n in sizes]
+    kinds = [(rf"{GROUPS[g]}, \|g0\| = {n}", dict(group=g, base_size=n)) for g, sizes in (("rot", (1, 2, 3)), ("scale", (1, 3, 5)), ("trans", (1, 4, 16, 36))) for n in sizes]
     return table(rows_of("figure2_left"), kinds, READ)
 
 
@@ -206,8 +207,8 @@ def bench():
     found = json.load(open(os.path.join(claims.FOLDER, "bench.json")))
     columns = (("bf16", "ours", "usual bf16"), ("float32", "ours float32", "usual"))
     lines = ["| a step of H-SSL | " + " | ".join(f"ours, {p} | the usual way, {p} | ratio" for p, _, _ in columns) + " |", "|---" * 7 + "|"]
-    lines += [f"| {row['what'][6:]} | " + " | ".join(f"{v[a]:,.0f} | {v[b]:,.0f} | {v[a] / v[b]:.1f}" for _, a, b in columns) + " |"
-              for row in found["rows"] if row["what"].startswith("step, ") for v in [row["images_per_second"]]]
+    steps = [(row["what"][6:], row["images_per_second"]) for row in found["rows"] if row["what"].startswith("step, ")]
+    lines += [f"| {what} | " + " | ".join(f"{v[a]:,.0f} | {v[b]:,.0f} | {v[a] / v[b]:.1f}" for _, a, b in columns) + " |" for what, v in steps]
     return "\n".join([*lines, "", "*{cpu}, {threads} threads, torch {torch}.*".format(**found["machine"])])
 
 

@@ -23,7 +23,7 @@ def digits(count, size=None):
 
 
 def network(x):
-    """The paper's network for quarter turns at a quarter of its width, and a head: float64, BatchNorm fed with x."""
+    """The paper's network for quarter turns at a quarter of its width, and a head: float64, BatchNorm has seen x once."""
     torch.manual_seed(0)
     f, h, _ = backbones.build("mnist", "rot", width=1 / 4)
     f, h = f.double(), h.double()
@@ -150,16 +150,16 @@ def exercise_4():
     """Step 1 fails first: Γ_g uses `shift_base` to move the lifted axis.  Step 3 still holds, as both of its sides have the bug.
 
     Where g = g⁻¹ (no turn and half a turn) nothing fails.  And training would not show it: g1 and g2 are uniform, so that
-    -g1 and -g2 are drawn as often.  Only the comparison with Eq. 2, draw by draw, finds it."""
+    -g1 and -g2 are drawn as often.  Of the losses only the comparison of Eq. 2 and Eq. 3, draw by draw, finds it."""
     bug, x = Backwards(), digits(32)  # (32, 1, 29, 29)
     f, h = network(x)
     g, g0 = torch.arange(32) % 4, torch.zeros(32, 1, dtype=torch.long)  # (B,), (B, 1)
     with torch.no_grad():
         z, turned = f(x), f(bug.T(x, g))  # (B, C, 4, 8, 8) twice
         step1 = (turned - bug.Gamma(z, g)).abs().amax((1, 2, 3, 4))  # (B,)
-        step3 = (fibers(bug.Gamma(z, g), bug)[:, :1] - fibers(z, bug).gather(1, bug.shift_base(g, g0)[..., None].expand(-1, -1, z.shape[1])))
+        step3 = fibers(bug.Gamma(z, g), bug)[:, 0] - bundle(fibers(z, bug), bug.shift_base(g, g0))  # (B, C)
         g2 = torch.arange(32) // 8  # (B,) with g: each pair of turns twice
-        draws = [(torch.tensor(p), torch.tensor(q)) for p, q in ((g.tolist(), g2.tolist()), ((-g % 4).tolist(), (-g2 % 4).tolist()))]
+        draws = [(g, g2), (-g % 4, -g2 % 4)]
         eq2 = [float(losses.info_nce(*losses.a_ssl(f, h, x, bug, g0, *d))) for d in draws]
         eq3 = [float(losses.info_nce(*losses.h_ssl(f, h, x, bug, g0, *d))) for d in draws]
     assert (step1[g % 2 == 1] > 1e-2).all() and step1[g % 2 == 0].max() < 1e-10  # quarter turns only

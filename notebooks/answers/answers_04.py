@@ -15,5 +15,5 @@ for loss in ("frozen", "hssl", "assl"):
     ratio[loss] = mean(r["equation1"][0] / r["invariance"][0] for r in runs)
     print(f"{claims.LOSSES[loss]}: {ratio[loss]:.2f}")
 assert ratio["hssl"] < 1 < ratio["assl"] < ratio["frozen"]
-# Only H-SSL comes below 1, because it makes the features constant along the axis: then f(x)(g⁻¹·g0) is f(x)(g0), and the error of
-# Eq. 1 is the invariance.  That f(T_g x) comes near to f(x) does not follow.
+# H-SSL comes to nearly 1 (0.97), because it makes the features nearly constant along the axis: then f(x)(g⁻¹·g0) is nearly f(x)(g0),
+# and the error of Eq. 1 is nearly the invariance.  That f(T_g x) comes near to f(x) does not follow.

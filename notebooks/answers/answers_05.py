@@ -119,4 +119,5 @@ x64 = images[:1].expand(64, -1, -1, -1)  # (64, 1, 29, 29)
 equal = (group.T(group.T(x64, b), a) == group.T(x64, group.product(a, b))).flatten(1).all(1)  # (64,)
 print(f"4: T_a T_b = T_ab for {int(equal.sum())} of 64 pairs")
 assert not equal.all() and torch.equal(equal, group.product(a, b) == D4().product(a, b))
-# Step 2 finds it: the numbers form a group, but not the group by which the images change.
+# The notebook's class fails in step 1 (the inverse).  With an inverse of its own only step 2 finds the bug: the numbers form a group, but
+# not the group by which the images change.
