@@ -13,7 +13,7 @@ FILES = sorted(glob.glob(os.path.join(ROOT, "notebooks", "answers", "answers_*.p
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=os.path.basename)
 def test_answers_are_right(path):
-    """In this process; what a file changes of torch's settings is put back."""
+    """In this process; dtype and gradient mode are put back."""
     try:
         assert any(line.startswith(("assert ", "    assert ")) for line in open(path)), "an answer is checked by an assert"
         runpy.run_path(path, run_name="__main__")
@@ -22,7 +22,7 @@ def test_answers_are_right(path):
         torch.set_grad_enabled(True)
 
 
-def test_every_class_with_exercises_has_answers():
+def test_notebooks_and_answers_name_each_other():
     """Each notebook that says where its answers are names a file that is there, and each file of answers is named."""
     named = set()
     for path in glob.glob(os.path.join(ROOT, "notebooks", "*.ipynb")):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import blobs, relative, trained
 
-from backbones import (CNN, MLP, Head, MNISTClassifier, MNISTNet, Normalise, ResNet20, ResNetClassifier, build, legal_sizes, perturb)
+from backbones import (CNN, MLP, BasicBlock, Head, MNISTClassifier, MNISTNet, Normalise, ResNet20, ResNetClassifier, build, legal_sizes, perturb)
 from gconv import GConv
 from groups import SCALES, Rotation, RotationScale, Scale, Translation
 from launch import synchronise
@@ -61,12 +61,19 @@ def test_head_and_classifiers():
     kinds = [type(m).__name__ for m in h]
     assert kinds == ["BatchNorm1d"] + ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear", "BatchNorm1d"]
     c = MNISTClassifier(16, 10, rotations=4)
-    z = torch.randn(3, 16, 4, 8, 8)
+    z = torch.randn(3, 16, 4, 9, 9)  # 2 × 2 positions after the convolution
     assert c.features(z).shape == (3, 16)
-    assert torch.allclose(c(z), c.linear(c.conv(z)[..., 0, 0].amax(2)), atol=1e-6)
+    assert torch.allclose(c(z), c.linear(c.conv(z).amax(2).mean((2, 3))), atol=1e-6)
     c = ResNetClassifier(16, 10)
     z = torch.randn(3, 16, 6, 7, 7)
     assert torch.allclose(c(z), c.linear(torch.relu(c.norm(z.amax(2))).mean((2, 3))), atol=1e-6)
+
+
+
+def test_a_block_whose_last_layer_is_zero_is_the_identity():
+    block, y = BasicBlock(4, 4, 1).eval(), torch.randn(2, 4, 9, 9)
+    torch.nn.init.zeros_(block.conv2.weight)
+    assert torch.equal(block(y, [2]), y)
 
 
 @pytest.mark.parametrize("backbone", ["equivariant", "cnn", "mlp"])
@@ -162,7 +169,7 @@ NETWORKS = {
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("name, extent", [
     ("mnist", 1), ("mnist", 4), ("cifar10", 1), ("tiny-imagenet", 1),
-    *(pytest.param(name, 4, marks=pytest.mark.slow) for name in ("cifar10", "tiny-imagenet"))])
+    pytest.param("cifar10", 4, marks=pytest.mark.slow)])
 def test_rotation_is_exact_on_trained_networks(name, extent):
     f, c_in, size = NETWORKS[name](rotations=4, extent=extent)
     f = trained(f.double(), torch.rand(4, c_in, size, size))

@@ -44,7 +44,7 @@ def test_a_state_of_another_script_comes_back(tmp_path):
     assert found["step"] == 3 and found["betas"] == (0.9, 0.99) and found["best"] is None and found["loss"] == -0.3
 
 
-def test_damaged_foreign_and_hostile_checkpoints_are_refused(tmp_path, capsys, monkeypatch):
+def test_damaged_foreign_and_hostile_checkpoints_are_refused(tmp_path, monkeypatch):
     """200 mutations, cuts, foreign files and a pickle that would run a command: the one before is used, the damaged file is
     left as it is, and no weight of it gets through."""
     monkeypatch.chdir(tmp_path)
@@ -106,9 +106,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, what):
 
 
 def test_going_on_from_the_older_checkpoint_never_loses_it(tmp_path, monkeypatch):
-    """The newest is damaged, the run goes on from the one before, and is killed at every moment of the next save."""
+    """The newest is damaged, the run goes on from the one before, and is killed at the first or the second rename of the next save."""
     folder, path = str(tmp_path), tmp_path / "checkpoint.pt"
-    for kill_at in range(3):
+    for kill_at in range(2):
         for file in tmp_path.iterdir():
             file.unlink()
         save(folder, at(2), save(folder, at(1), None))

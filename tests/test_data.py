@@ -1,4 +1,6 @@
 """Images from folders, as users have them: what is read, and what is refused."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -73,7 +75,7 @@ def test_what_is_refused_is_named(tmp_path):
         data.load("folder", root)
     root = folder(tmp_path / "four")
     (tmp_path / "four/train/c").mkdir()
-    with pytest.raises(data.DataError, match="c"):  # an empty class
+    with pytest.raises(data.DataError, match="remove an empty class"):
         data.load("folder", root)
     root = folder(tmp_path / "five", 8)
     with pytest.raises(data.DataError, match="at least 16"):
@@ -111,6 +113,14 @@ def test_labels_are_checked(monkeypatch, x, y, told):
     monkeypatch.setattr(data, "_mnist", lambda data_dir: (good, bad, 2, "mnist"))
     with pytest.raises(data.DataError, match=told):
         data.load("mnist")
+
+
+def test_cifar10_from_torchvision_and_from_a_folder(tmp_path, monkeypatch):
+    assert data.load("cifar10", folder(tmp_path, 32, ("airplane", "cat"))).train_x.shape == (6, 3, 31, 31)
+    part = SimpleNamespace(data=np.random.default_rng(0).integers(256, size=(2, 32, 32, 3), dtype=np.uint8), targets=[3, 3])
+    monkeypatch.setattr(data, "_torchvision", lambda *_: (part, part))
+    x = data.load("cifar10", "elsewhere").train_x.permute(0, 2, 3, 1)  # (2, 31, 31, 3) in random order
+    assert all(any(np.array_equal(image, original[:31, :31]) for image in x) for original in part.data)
 
 
 def tiny(root):

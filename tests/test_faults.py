@@ -72,6 +72,7 @@ def life(folder, flags, die=None, limit=None, env=(), **streams):
             setattr(sys, name, open(fd, "w", closefd=False))  # not the old stream, which can seek
         else:
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
     torch.set_num_threads(1)
     train.tqdm.set_lock(threading.RLock())  # its own would be shared memory, which a killed life leaves behind
     evaluate = probe.linear_accuracy
@@ -197,7 +198,7 @@ def test_killed_at_twenty_random_moments_and_resumed(tiny, tmp_path, unbroken):
 
 def test_stopped_by_a_signal_and_resumed(tiny, tmp_path, unbroken):
     flags = [*tiny, "--epochs", 6, "--out", "r"]
-    for step, how in ((6, signal.SIGTERM), (7, signal.SIGINT), (15, signal.SIGTERM)):
+    for step, how in ((6, signal.SIGTERM), (7, signal.SIGINT), (15, signal.SIGHUP)):
         status, _, stderr = live(tmp_path, flags + ["--resume"] * (step > 6), die=dict(step=step, how=how))
         assert (status, stderr) == (128 + how, f"stopped after step {step + 1} of {STEPS}: add --resume to go on\n")
     assert live(tmp_path, [*flags, "--resume"])[0] == 0 and same(checkpoint(tmp_path / "r"), unbroken)
@@ -256,7 +257,7 @@ def test_a_result_that_can_not_be_written_is_there_after_the_next_resume(tiny, t
     assert live(tmp_path, [*flags, "--resume"])[0] == 0 and json.load(open(result))["top1"] >= 0
 
 
-@pytest.mark.parametrize("out", ["file", "file/below", "/proc/here", "x" * 300])
+@pytest.mark.parametrize("out", ["file", "file/below", "x" * 300])
 def test_a_folder_that_can_not_be_made_is_refused(tiny, tmp_path, out):
     (tmp_path / "file").write_text("mine")
     refused(tmp_path, [*tiny, "--epochs", 0, "--out", out], "can't write into")
@@ -322,6 +323,15 @@ def unbroken_pair(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     assert ranks(folder, [*tiny, "--epochs", 6]) == [(0, ""), (0, "")]
     return checkpoint(folder / "r")
+
+
+def test_two_processes_train_as_one(tiny, tmp_path):
+    """The momenta after four steps, since weights move little.  Float32 sums in another order: measured 7e-5 at most."""
+    flags = [*tiny, "--epochs", 1, "--amp", "off"]
+    assert live(tmp_path, [*flags, "--out", "one"])[0] == 0 and ranks(tmp_path, flags) == [(0, "")] * 2
+    one, two = (checkpoint(tmp_path / name)["momentum"] for name in ("one", "r"))
+    far = [relative(b, a) for a, b in zip(one, two, strict=True) if a.dim() > 1]
+    assert max(far) < 1e-3, far
 
 
 DIES = """
@@ -390,7 +400,7 @@ def test_a_port_in_use(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("env, words", [
-    (dict(LOCAL_RANK="0"), "('RANK')"), (dict(LOCAL_RANK="0", RANK="0", WORLD_SIZE="2", MASTER_PORT="1"), "('MASTER_ADDR')"),
+    (dict(LOCAL_RANK="0", RANK="0", WORLD_SIZE="2", MASTER_PORT="1"), "('MASTER_ADDR')"),
     (dict(LOCAL_RANK="one", RANK="0", WORLD_SIZE="2", MASTER_ADDR="h", MASTER_PORT="1"), "not a number"),
     (dict(LOCAL_RANK="0", RANK="0", WORLD_SIZE="0", MASTER_ADDR="h", MASTER_PORT="1"), "do not go together"),
     (dict(LOCAL_RANK="2", RANK="2", WORLD_SIZE="2", MASTER_ADDR="h", MASTER_PORT="1"), "do not go together"),
@@ -398,16 +408,6 @@ def test_a_port_in_use(tiny, tmp_path):
 def test_half_a_torchrun(tiny, tmp_path, env, words):
     refused(tmp_path, [*tiny, "--out", "r"], words, env=env)
     assert not (tmp_path / "r").exists()
-
-
-def test_a_detached_classifier_is_not_synchronised():
-    """It is the first process that probes, alone: its BatchNorm must be the one that probe.evaluate looks for."""
-    f, h, classifier = backbones.build("cifar10", "trans", width=1 / 16)
-    model = torch.nn.ModuleList([f, h, classifier])
-    before = Counter(type(m) for m in classifier.modules())
-    launch.synchronise(model, but=classifier)
-    assert Counter(type(m) for m in classifier.modules()) == before
-    assert not any(isinstance(m, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)) for part in (f, h) for m in part.modules())
 
 
 # ---------------------------------------------------------------- half precision
@@ -429,12 +429,12 @@ def test_half_precision_loss_and_gradients_are_those_of_float64():
             loss, _, _ = model(x.to(kept), None, *draws(32, train.seeded(seed, 0, 2)))
         loss.backward()
         return float(loss.detach()), torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
+    exact = {(group, seed): step(torch.float64, group, seed) for group in ("rot", "trans") for seed in range(5)}
     for dtype, n in ((torch.bfloat16, 8), (torch.float16, 11)):
         off = []
-        for group in ("rot", "trans"):
-            for seed in range(5):
-                (true, right), (loss, grad) = step(torch.float64, group, seed), step(dtype, group, seed)
-                off.append((2 ** n * abs(loss - true) / true, 2 ** (n / 2) * relative(grad, right)))
+        for key, (true, right) in exact.items():
+            loss, grad = step(dtype, *key)
+            off.append((2 ** n * abs(loss - true) / true, 2 ** (n / 2) * relative(grad, right)))
         of_loss, of_grad = (float(torch.tensor(o).median()) for o in zip(*off))
         print(dtype, f"loss {of_loss:.2f} × 2⁻ⁿ, gradient {of_grad:.2f} × 2^(-n/2)", off)
         assert of_loss < 2 and of_grad < 6, (dtype, off)
@@ -458,7 +458,7 @@ def test_bf16_stays_near_float32(tiny, tmp_path):
     said = "; ".join(f"{name}: loss differs by {far[name].mean():.3f} (mean), {far[name].max():.3f} (at most), at the end by "
                      f"{far[name][-6:].mean():.3f}, weights by {relative(final[name], final['float32']):.4f}" for name in runs)
     print(said)
-    assert far["bf16"].mean() < (far["seed1"].mean() + far["seed2"].mean()) / 2 / 2, said
+    assert 0 < far["bf16"].mean() < (far["seed1"].mean() + far["seed2"].mean()) / 2 / 2, said
     assert far["bf16"].max() < (far["seed1"].max() + far["seed2"].max()) / 2 / 2, said
 
 
@@ -500,14 +500,14 @@ def test_skipping_that_never_ends_is_told(tiny, tmp_path):
 
 def test_weights_that_are_not_finite_are_not_saved(tiny, tmp_path):
     """A finite gradient can still make an infinite step, and only the next loss would show it."""
-    refused(tmp_path, [*tiny, "--epochs", 9, "--weight-decay", "1e6", "--lr", "1e6", "--out", "r"], "not finite", "smaller --lr")
+    refused(tmp_path, [*tiny, "--epochs", 9, "--weight-decay", "1e6", "--lr", "1e6", "--out", "r"], "not finite", "smaller --lr", "the last checkpoint is kept")
     for file in (tmp_path / "r").glob("checkpoint*"):
         assert all(v.isfinite().all() for v in torch.load(file, weights_only=True)["model"].values())
 
 
 # ---------------------------------------------------------------- every objective, and resumed
-@pytest.mark.parametrize("flags", [["--objective", "ntxent"], ["--objective", "bilinear"], ["--objective", "byol"], ["--objective", "simsiam"],
-                                   ["--loss", "hybrid", "--group", "scale"]], ids=lambda flags: flags[1])
+@pytest.mark.parametrize("flags", [["--objective", "ntxent", "--backbone", "cnn", "--group", "scale"], ["--objective", "bilinear"], ["--objective", "byol"],
+                                   ["--objective", "simsiam", "--backbone", "mlp"], ["--loss", "hybrid", "--group", "rotscale"]], ids=lambda flags: flags[1])
 def test_every_objective_runs_and_resumes_bit_for_bit(tiny, tmp_path, flags):
     flags = [*tiny, "--epochs", 2, *flags]
     status, said, stderr = live(tmp_path, [*flags, "--out", "whole"])
@@ -523,6 +523,20 @@ def test_every_objective_runs_and_resumes_bit_for_bit(tiny, tmp_path, flags):
     if slow:  # follows f slowly: it is neither f nor where it was
         fast = whole["model"][slow[0].replace("target.0.", "f.")]
         assert 0 < relative(whole["model"][slow[0]], fast) < 0.1
+
+
+def test_looking_during_training_changes_nothing(tiny, tmp_path, unbroken):
+    assert live(tmp_path, [*tiny, "--epochs", 6, "--probe-epochs", 2, "--out", "r"])[0] == 0
+    assert same(checkpoint(tmp_path / "r"), unbroken)
+    assert [row["step"] for row in ckpt.read_lines(str(tmp_path / "r/metrics.jsonl")) if "top1" in row] == [8, 16, 24]
+
+
+def test_unfed_reaches_the_probe(tiny, tmp_path):
+    found = []
+    for more in ([], ["--unfed"]):
+        assert live(tmp_path, [*tiny, "--loss", "frozen", *more, "--out", f"r{len(more)}"])[0] == 0
+        found.append(json.load(open(tmp_path / f"r{len(more)}/result.json"))["invariance"])
+    assert relative(*map(torch.tensor, found)) > 1e-3
 
 
 # ---------------------------------------------------------------- command lines, data, other people's folders
@@ -621,23 +635,12 @@ def png(path, size=16):
     to_pil_image(torch.randint(256, (3, *([size] * 2 if isinstance(size, int) else size)), dtype=torch.uint8)).save(path)
 
 
-def grey(root):
-    to_pil_image(torch.randint(256, (1, 16, 16), dtype=torch.uint8)).save(root / "train/0/0.png")
-
-
 BAD_DATA = {  # what is done to the folder, flags, words of the answer
-    "empty class": (lambda root: [(root / part / "zebra").mkdir() for part in ("train", "test")], [], ["zebra", "remove an empty class"]),
-    "truncated image": (lambda root: os.truncate(root / "train/0/0.png", 200), [], ["0.png can't be read"]),
-    "an image of another size": (lambda root: png(root / "train/0/0.png", 17), [], ["17 × 17", "make them one size"]),
     "test images of another size": (lambda root: [png(p, 20) for p in root.glob("test/*/*.png")], [], ["test images 20 × 20"]),
     "not square": (lambda root: [png(p, (16, 18)) for p in root.glob("*/*/*.png")], [], ["make them square"]),
     "no test folder": (lambda root: shutil.rmtree(root / "test"), [], ["no test or val folder"]),
     "a class of the test images that is in no training image": (lambda root: png(root / "test/zebra/0.png"), [], ["zebra"]),
-    "a batch larger than the data": (lambda root: None, ["--batch-size", 13], ["take 12"]),
-    "more training images than there are": (lambda root: None, ["--train-size", 13], ["has 12 train images"]),
     "more test images than there are": (lambda root: None, ["--test-size", 5], ["has 4 test images"]),
-    "base size of the whole group": (lambda root: None, ["--group", "rot", "--base-size", 4], ["1 … 3"]),
-    "no pair that near": (lambda root: None, ["--max-distance", 0.5], ["nearest"]),
 }
 
 
@@ -653,9 +656,6 @@ def test_bad_data_are_named_before_anything_is_written(tiny, tmp_path, what):
     line = [*tiny, "--data-dir", root, "--batch-size", 4, "--epochs", 1, "--out", "r"]
     refused(tmp_path, [*line, *flags], *words)
     assert not (tmp_path / "r").exists()
-    if what == "truncated image":  # and what is no fault: a grey image among colour ones
-        grey(root)
-        assert live(tmp_path, line)[0] == 0
 
 
 def test_mutated_images_are_read_or_named(tmp_path):

@@ -1,9 +1,9 @@
-"""What the README promises of the files: each works alone, the notebooks run, the snippet prints what it says."""
+"""What the README promises of the files: each says what it needs, the notebooks run, the snippet prints what it says."""
+import ast
 import glob
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 
@@ -15,33 +15,14 @@ from conftest import ROOT
 import data
 import probe
 
-SIBLINGS = {"groups.py": [], "gconv.py": [], "data.py": [], "losses.py": ["groups.py"], "backbones.py": ["gconv.py", "groups.py"],
-            "checkpoint.py": []}
-TRY = {
-    "groups.py": "from groups import Rotation; import torch; g = torch.tensor([1]); x = torch.rand(1, 1, 5, 5)\n"
-                 "assert torch.equal(Rotation().T(Rotation().T(x, g), Rotation().inverse(g)), x)",
-    "gconv.py": "from gconv import GConv; import torch\nassert GConv(1, 2, 7, rotations=4)(torch.rand(2, 1, 9, 9)).shape == (2, 2, 4, 3, 3)",
-    "data.py": "import data\nassert data.load('mnist5k').test_x.shape == (1000, 1, 29, 29)",
-    "checkpoint.py": "import checkpoint, torch\nstate = dict(step=0, steps=1, model={'w': torch.ones(3)})\ncheckpoint.save('.', state, None)\n"
-                     "assert checkpoint.load('.', state)[0]['step'] == 0",
-    "losses.py": "from losses import info_nce; import torch\nassert info_nce(torch.eye(3), torch.eye(3)) < 0",
-    "backbones.py": "from backbones import MNISTNet; import torch\nassert MNISTNet(rotations=4)(torch.rand(1, 1, 29, 29)).shape == (1, 128, 4, 8, 8)",
-}
+MODULES = {os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, "*.py"))}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SIBLINGS)
-def test_a_file_copied_out_works_with_only_the_siblings_it_names(tmp_path, name):
-    docstring = open(os.path.join(ROOT, name)).read().split('"""')[1]
-    for sibling in SIBLINGS:
-        if sibling != name and sibling != "data.py":
-            named = re.search(r"Needs.*?(\.\s|$)", docstring, re.S).group()
-            assert (sibling in SIBLINGS[name]) == (sibling in named), f"{name} should say whether it needs {sibling}"
-    for file in [name, *SIBLINGS[name]]:
-        shutil.copy(os.path.join(ROOT, file), tmp_path)
-    done = subprocess.run([sys.executable, "-c", TRY[name]], cwd=tmp_path, text=True, capture_output=True,
-                          env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("name", sorted(MODULES - {"train", "homomorphism"}))  # these say "all other modules"
+def test_a_file_says_which_siblings_it_needs(name):
+    tree = ast.parse(open(os.path.join(ROOT, f"{name}.py")).read())
+    used = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names} | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert used & MODULES == set(re.findall(r"(\w+)\.py", re.search("Needs.*", ast.get_docstring(tree)).group()))
 
 
 def test_readme_snippet_prints_what_it_says(tmp_path):
@@ -55,10 +36,10 @@ def test_readme_snippet_prints_what_it_says(tmp_path):
 
 def test_the_lines_that_load_the_weights_give_features_of_the_network():
     block = re.search(r"```python\n(.*?)```", open(os.path.join(ROOT, "notebooks/weights/README.md")).read(), re.S).group(1)
-    for name, order in (("rot-hssl", 4), ("scale-hssl", 6)):  # the file's name is all that changes
-        more = f"\nassert z.shape == (2, {order}, 128)"
-        done = subprocess.run([sys.executable, "-c", block.replace("rot-hssl", name) + more], cwd=ROOT, text=True, capture_output=True)
-        assert done.returncode == 0, done.stderr
+    code = "\n".join(block.replace("rot-hssl", name) + f"\nassert z.shape == (2, {order}, 128)"  # the file's name is all that changes
+                     for name, order in (("rot-hssl", 4), ("scale-hssl", 6)))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("page", ["README.md", "results/README.md"])
@@ -79,7 +60,7 @@ def test_tests_that_the_readme_names_are_there():
     assert named and all(f"def {name}(" in code for name in named)
 
 
-def test_sizes_that_are_promised():
+def test_files_stay_short():
     lines = lambda path: len(open(os.path.join(ROOT, path)).read().splitlines())
     assert lines("README.md") <= 150
     for path in glob.glob(os.path.join(ROOT, "*.py")):
@@ -109,7 +90,8 @@ def test_notebook_runs(request, path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(glob.glob(os.path.join(ROOT, "notebooks", "weights", "*.pt"))), ids=os.path.basename)
 def test_the_weights_give_the_numbers_beside_them(path, monkeypatch):
-    """The distances; for one file also the read-outs, without the linear layers, which take long: within one standard error of 1,000 digits: half precision differs a little from machine to machine."""
+    """The distances, to 1e-3.  For one file also knn, fiber and moved, within one standard error of 1,000 digits, since half
+    precision differs between machines."""
     images, stated = data.load("mnist5k"), json.load(open(path + ".json"))
     f, _, classifier, draws = probe.network(stated, images)
     f.load_state_dict(torch.load(path, weights_only=True))

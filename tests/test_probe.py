@@ -9,9 +9,9 @@ from torch import nn
 
 import backbones
 import data
-import groups
 import losses
 import probe
+import train
 
 
 def test_nearest_neighbours_against_loops():
@@ -85,7 +85,7 @@ def test_moved_equals_fiber_if_and_only_if_f_is_invariant(monkeypatch):
     monkeypatch.setattr(probe, "linear_accuracy", lambda *_, **__: 0.0)  # not asked here
     digits = data.load("mnist5k", train_size=600, test_size=300)
     f = backbones.MNISTNet(width=0.25, rotations=4)
-    draws = losses.Draws("hssl", "rot", True, 4, 29, 7, 4)
+    draws = losses.Draws("hssl", "rot", True, 4, 29, 8, 4)
     classifier = backbones.MNISTClassifier(f.channels, 10, rotations=4)
     found = {name: probe.evaluate(network, classifier, draws, digits, torch.device("cpu")) for name, network in (("f", f), ("averaged", Averaged(f)))}
     assert found["averaged"]["moved"] == pytest.approx(found["averaged"]["fiber"], abs=0.4)  # one image of 300: float32
@@ -97,8 +97,8 @@ def test_the_probe_feeds_fresh_batchnorm_and_changes_no_weight(monkeypatch):
     """Fed, an untrained network's statistics are those of the training images; a trained one's stay what they were."""
     monkeypatch.setattr(probe, "linear_accuracy", lambda *_, **__: 0.0)
     digits = data.load("mnist5k", train_size=512, test_size=50)
-    f, classifier = backbones.MNISTNet(width=0.25, rotations=4), backbones.MNISTClassifier(32, 10, rotations=4)
-    draws = losses.Draws("frozen", "rot", True, 4, 29, 7, 4)
+    f, classifier = backbones.MNISTNet(width=0.25, rotations=4), backbones.ResNetClassifier(32, 10)
+    draws = losses.Draws("frozen", "rot", True, 4, 29, 8, 4)
     norm = next(m for m in f.modules() if isinstance(m, probe._BatchNorm))
     weights = [p.detach().clone() for p in f.parameters()]
     look = lambda **more: probe.evaluate(f, classifier, draws, digits, torch.device("cpu"), **more)
@@ -115,7 +115,15 @@ def test_the_probe_feeds_fresh_batchnorm_and_changes_no_weight(monkeypatch):
     assert torch.allclose(norm.running_mean, expected, atol=1e-4) and not torch.allclose(expected, torch.zeros_like(expected), atol=1e-3)
     before = norm.running_mean.clone()
     look()
+    assert int(classifier.norm.num_batches_tracked) == 2  # 512 images in batches of 256, once
     assert norm.momentum == 0.1 and torch.equal(before, norm.running_mean) and all(torch.equal(a, b) for a, b in zip(weights, f.parameters()))
+
+
+def test_the_flags_reach_the_network_and_the_draws():
+    flags = "--loss hybrid --functions 3 --pool max --epsilon 0.3 --strength 0.1 --base-size 2 --max-distance 1 --distance topological"
+    f, _, _, draws = probe.network(vars(train.parse(flags.split())), data.load("mnist5k", train_size=64))
+    assert f.convs[0].weight.shape[-1] == 3 and f.pool == "max" and f.convs[0].delta.any()
+    assert draws.strength == 0.1 and len(draws.g0) == 2 and draws.allowed.sum() == 12  # each place with itself and two others; euclidean: 10
 
 
 def test_the_report_prints_five_read_outs_and_three_distances():
