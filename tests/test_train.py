@@ -107,7 +107,7 @@ def test_a_run_writes_what_it_promises(tmp_path, request, loss):
         status, stdout, stderr = done.returncode, done.stdout, done.stderr
     else:
         request.getfixturevalue("nursery")
-        status, stdout, stderr = live(tmp_path, flags)
+        status, stdout, stderr = live(tmp_path, flags, curves=True)
     assert status == 0 and stderr == "", stderr  # no progress bar and no warning, as stderr is not a terminal
     folder = tmp_path / "r"
     result = json.load(open(folder / "result.json"))
