@@ -32,6 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 # ---------------------------------------------------------------- the basis
@@ -67,6 +68,13 @@ def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
     return tuple(b / norm for b in basis)
 
 
+@functools.lru_cache(maxsize=1024)
+@torch.inference_mode(False)
+def basis_on(basis_key, s, dtype, device):
+    """`hermite_gaussian` at scale number s, kept on the device: (e, k_s)."""
+    return hermite_gaussian(*basis_key)[s].to(dtype).to(device)  # (e, k_s)
+
+
 def turn(w, r):
     """Coefficients of the kernel turned by r·90°: rot90(ψ_ab) = (-1)^b ψ_ba, since b_n has the parity of n.
 
@@ -98,6 +106,7 @@ class GConv(nn.Module):
     """
 
     jets_above = 1000  # C_out·k² above which W·(B ∗ y) is the cheaper form
+    recompute = torch.cuda.is_available()  # the jets, in the backward pass: kept, they would take e² times the memory of y
 
     def __init__(self, c_in, c_out, kernel_size, effective_size=None, scales=(1.0,), rotations=1,
                  stride=1, padding=0, bias=False, extent=1):
@@ -144,7 +153,7 @@ class GConv(nn.Module):
 
     def kernel(self, g):
         """W·B, the kernel at element g in pixels: (C_out, n·C_in, k_s, k_s)."""
-        b = hermite_gaussian(*self.basis_key)[g // self.rotations].to(self.weight)  # (e, k_s)
+        b = basis_on(self.basis_key, g // self.rotations, self.weight.dtype, self.weight.device)  # (e, k_s)
         with torch.autocast(b.device.type, enabled=False):  # half precision rounds once, at the convolution
             return torch.einsum("oiab,ak,bl->oikl", self.coefficients(g), b, b)  # (C_out, n·C_in, k_s, k_s)
 
@@ -205,7 +214,8 @@ class GConv(nn.Module):
 
     def mixed(self, y, w, g):
         """W·(B ∗ y): y (N, n·C_in, H, W), w from `mixer` → (N, C_out, H', W')."""
-        return F.conv2d(jets(y, self.basis_key, g // self.rotations, self.stride, self.padding), w, self.bias)
+        form = lambda y, w: F.conv2d(jets(y, self.basis_key, g // self.rotations, self.stride, self.padding), w, self.bias)  # (N, C_out, H', W')
+        return checkpoint(form, y, w, use_reentrant=False, preserve_rng_state=False) if self.recompute and torch.is_grad_enabled() else form(y, w)
 
 
 class PointwiseGConv(nn.Conv2d):

@@ -14,11 +14,13 @@ A network f is equivariant (Eq. 1) when f(T_g x) = Γ_g f(x).  Every group has T
 Alphabet, used in every file of this repository
     x   images                 (B, C_in, H, W)
     z   feature map f(x)       (B, C, G, H', W')   G = lifted elements (1 for translation)
-    g   group elements         (B,) long, one per example, numbered 0 … |G|-1
+    g   group elements         (B,) long, one per example, numbered 0 … |G|-1, on the device of x (`pairs` and `sample` are on the CPU)
     g0  base space             (|g0|,) or (B, |g0|) long, an *ordered* list of elements
     fibers                     (B, |G|, C)         z read as a function on the group
     z(g⁻¹·g0)  fiber bundle    (B, |g0|·C)
 """
+import functools
+
 import torch
 
 SCALES = (1.0, 1.25, 1.33, 1.5, 1.66, 1.75)  # the paper's six (Appendix B)
@@ -317,6 +319,8 @@ def sample(elements, allowed, batch, generator=None):
 
 
 # ---------------------------------------------------------------- small parts
+@functools.lru_cache(maxsize=None)
+@torch.inference_mode(False)  # what is kept here is used in training too
 def shrink_matrix(size, factor):
     """The matrix A of one axis of T_g: (size, size) float64.  A x Aᵀ is x shrunk about its centre to 1/factor.
 

@@ -29,6 +29,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from checkpoint import UsageError
 from data import DataError
 
+torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # TF32 would make an exact network look inexact
+
 
 # ---------------------------------------------------------------- many processes
 def start_processes():
@@ -46,16 +48,16 @@ def start_processes():
             raise UsageError(f"LOCAL_RANK {local}, RANK {rank} and WORLD_SIZE {world} do not go together: start with torchrun, or unset LOCAL_RANK")
     if torch.cuda.is_available():
         if local >= torch.cuda.device_count():
-            raise UsageError(f"process {local} of this machine has no GPU: start at most {torch.cuda.device_count()} on a machine")
+            raise UsageError(f"process {local} of this machine has no GPU: start at most {torch.cuda.device_count()} on a machine, or put CUDA_VISIBLE_DEVICES= before the command to use the CPU")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-        torch.backends.cudnn.allow_tf32 = False  # TF32 would make an exact network look inexact
     else:
         device = torch.device("cpu")
         keep_freed_memory()
     if world > 1:
         try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=30))
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=30),
+                                    device_id=device if device.type == "cuda" else None)  # NCCL then meets now, and not in the first step
         except (RuntimeError, ValueError) as error:
             raise UsageError(f"the processes can't meet at {meeting} ({first_line(error)}): try another port (torchrun --master-port)") from None
     return rank, local, world, device
@@ -68,12 +70,13 @@ def keep_freed_memory():
         libc.mallopt(-4, 0), libc.mallopt(-1, 2 ** 31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
 
 
-def max_over_ranks(value, device):
-    """The maximum of an int or bool over all processes, so that all of them take the same decision."""
+def max_over_ranks(device, *values):
+    """The maxima of ints or bools over all processes, so that all of them take the same decisions: a list of ints."""
+    values = torch.tensor([int(v) for v in values])  # (n,)
     if dist.is_initialized():
-        value = torch.tensor(int(value), device=device)  # ()
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-    return int(value)
+        values = values.to(device)  # (n,)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values.tolist()
 
 
 def rank0_first(act, rank, device):
@@ -86,7 +89,7 @@ def rank0_first(act, rank, device):
             given = act()
         except Exception as error:  # any: the other processes wait
             problem = error
-    if max_over_ranks(problem is not None, device):
+    if max_over_ranks(device, problem is not None)[0]:
         raise problem or UsageError("the first process stopped")
     return given
 

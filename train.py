@@ -239,7 +239,7 @@ def main(argv=None):
             torch._foreach_copy_(momentum, [v.to(device) for v in saved["momentum"]])
             scaler.load_state_dict(saved["scaler"])
             step, seconds, cpu = saved["step"], saved["seconds"], saved["cpu"]
-        if launch.max_over_ranks(step, device) != step:
+        if launch.max_over_ranks(device, step) != [step]:
             raise UsageError(f"this process found step {step} in {args.out}, another process a later one: --out must be on a disk that all processes share")
     if 0 < steps <= warmup and rank == 0:
         launch.say(f"warning: --warmup-epochs {args.warmup_epochs:g} of --epochs {args.epochs}: the learning rate never reaches {peak:g}", "stderr")
@@ -267,7 +267,8 @@ def main(argv=None):
                 loss, y1, y2 = wrapped(x[batch].float() / 255, y[batch], *elements)  # (), (B, D) twice; intensities in 0 … 1
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
-            if launch.max_over_ranks(not finite(loss, model, scaler), device):
+            bad, stop = launch.max_over_ranks(device, not finite(loss, model, scaler), noted["signal"])
+            if bad:
                 raise UsageError(f"loss or gradient is not finite at step {step} (epoch {step // per_epoch}), the last checkpoint is kept: "
                                  "start again with a smaller --lr, more --warmup-epochs or --amp off, and another --out")
             scaler.step(optimizer)
@@ -275,7 +276,7 @@ def main(argv=None):
             model.update_target()
             step, seconds = step + 1, earlier + time.time() - started
 
-            stop, last, epoch_ends = launch.max_over_ranks(noted["signal"], device), step == steps, step % per_epoch == 0
+            last, epoch_ends = step == steps, step % per_epoch == 0
             if rank == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
                 bar.update()

@@ -226,6 +226,17 @@ def test_sampled_elements_are_those_of_the_full_map(form, scales, rotations):
     assert all(relative(p, q) < 1e-12 for p, q in zip(*grads))
 
 
+def test_jets_that_are_computed_again_give_the_same_gradients(monkeypatch):
+    """As on a GPU, bit for bit."""
+    conv, x = GConv(2, 32, 7, 3, scales=SCALES, rotations=4, padding=3, stride=2), torch.randn(3, 2, 9, 9, requires_grad=True)
+    assert any(conv.mixes(g) for g in range(conv.order))
+    found = []
+    for again in (False, True):
+        monkeypatch.setattr(GConv, "recompute", again)
+        found.append(torch.autograd.grad(conv(x).square().sum(), [x, conv.weight]))
+    assert all(map(torch.equal, *found))
+
+
 def test_extent_needs_all_elements():
     conv = GConv(1, 1, 3, rotations=4, padding=1, extent=2)
     with pytest.raises(ValueError, match="needs all"):
