@@ -69,7 +69,6 @@ def test_head_and_classifiers():
     assert torch.allclose(c(z), c.linear(torch.relu(c.norm(z.amax(2))).mean((2, 3))), atol=1e-6)
 
 
-
 def test_a_block_whose_last_layer_is_zero_is_the_identity():
     block, y = BasicBlock(4, 4, 1).eval(), torch.randn(2, 4, 9, 9)
     torch.nn.init.zeros_(block.conv2.weight)

@@ -1,9 +1,10 @@
-"""What the README promises of the files: each says what it needs, the notebooks run, the snippet prints what it says."""
+"""What the README promises of the files: each says what it needs and works with only that, the notebooks run, the snippet prints what it says."""
 import ast
 import glob
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -17,13 +18,38 @@ import losses
 import probe
 
 MODULES = {os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, "*.py"))}
+TRY = {
+    "groups": "from groups import Rotation; import torch; g = torch.tensor([1]); x = torch.rand(1, 1, 5, 5)\n"
+              "assert torch.equal(Rotation().T(Rotation().T(x, g), Rotation().inverse(g)), x)",
+    "gconv": "from gconv import GConv; import torch\nassert GConv(1, 2, 7, rotations=4)(torch.rand(2, 1, 9, 9)).shape == (2, 2, 4, 3, 3)",
+    "data": "import data\nassert data.load('mnist5k').test_x.shape == (1000, 1, 29, 29)",
+    "checkpoint": "import checkpoint, torch\nstate = dict(step=0, steps=1, model={'w': torch.ones(3)})\ncheckpoint.save('.', state, None)\n"
+                  "assert checkpoint.load('.', state)[0]['step'] == 0",
+    "losses": "from losses import info_nce; import torch\nassert info_nce(torch.eye(3), torch.eye(3)) < 0",
+    "backbones": "from backbones import MNISTNet; import torch\nassert MNISTNet(rotations=4)(torch.rand(1, 1, 29, 29)).shape == (1, 128, 4, 8, 8)",
+}
+
+
+def named(name):
+    """The siblings that a module's docstring says it needs: a set of names."""
+    return set(re.findall(r"(\w+)\.py", re.search("Needs.*", open(os.path.join(ROOT, f"{name}.py")).read()).group()))
 
 
 @pytest.mark.parametrize("name", sorted(MODULES - {"train", "homomorphism"}))  # these say "all other modules"
 def test_a_file_says_which_siblings_it_needs(name):
     tree = ast.parse(open(os.path.join(ROOT, f"{name}.py")).read())
     used = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names} | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert used & MODULES == set(re.findall(r"(\w+)\.py", re.search("Needs.*", ast.get_docstring(tree)).group()))
+    assert used & MODULES == named(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRY)
+def test_a_file_copied_out_works_with_only_the_siblings_it_names(tmp_path, name):
+    for file in (name, *named(name)):
+        shutil.copy(os.path.join(ROOT, f"{file}.py"), tmp_path)
+    done = subprocess.run([sys.executable, "-c", TRY[name]], cwd=tmp_path, text=True, capture_output=True,
+                          env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+    assert done.returncode == 0, done.stderr
 
 
 def test_readme_snippet_prints_what_it_says(tmp_path):

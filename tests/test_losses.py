@@ -238,6 +238,14 @@ def test_distances_against_loops(group, net, base):
         assert torch.allclose(torch.tensor(found[name]), torch.tensor(expected[name]), rtol=1e-10, atol=1e-10), name
 
 
+def test_an_exact_network_has_no_error_of_equation_1():
+    """f(T_g x)(g0) = f(x)(g⁻¹·g0), so T_g changes the features at g0 just as much as they change along the axis: not by 0."""
+    f = trained(MNISTNet(rotations=4, width=1 / 16).double(), torch.rand(4, 1, 29, 29))
+    found = distances(f, torch.rand(5, 1, 29, 29), Rotation(), torch.arange(1, 4), torch.tensor([2]))
+    assert max(found["equation1"]) < 1e-10 < 1e-3 < min(found["invariance"])
+    assert all(abs(i - a) < 1e-10 for i, a in zip(found["invariance"], found["axis"], strict=True))
+
+
 @pytest.mark.parametrize("weight, bias", ((0.0, 0.0), (1e-14, 1.0)), ids=["constant", "up to rounding"])
 def test_features_that_never_change_have_no_distances(weight, bias):
     """0/0 is None, not 0: a collapsed network is not an invariant one."""
