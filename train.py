@@ -1,6 +1,6 @@
 """Train one network with one loss, on a laptop, one GPU or many GPUs: A-SSL (Eq. 2), H-SSL (Eq. 3), supervised or untrained.
 
-    python train.py                                              # 4,000 real digits, two CPU cores, one to three minutes
+    python train.py                                              # 4,000 real digits, two CPU cores, one to four minutes
     python train.py --dataset mnist --data-dir data --loss assl  # 500 epochs, as in the paper; uses a GPU if there is one
     torchrun --nproc_per_node=8 train.py --dataset mnist --group rot --loss hssl
 
@@ -41,7 +41,7 @@ SMALL = dict(epochs=20, batch_size=256, lr=2.0, warmup_epochs=1.0, width=1.0)  #
 PAPER = dict(epochs=1300, batch_size=4096, lr=0.1, warmup_epochs=10.0, width=1.0)  # Appendix B
 PRESETS = {"mnist5k": SMALL, "mnist": dict(PAPER, epochs=500), "cifar10": PAPER, "tiny-imagenet": PAPER, "folder": SMALL}
 EXAMPLES = """examples
-  python train.py                                                         # a laptop: 4,000 digits, one to three minutes
+  python train.py                                                         # a laptop: 4,000 digits, one to four minutes
   python train.py --dataset mnist --train-size 5000 --epochs 2 --batch-size 256 --lr 2 --warmup-epochs 0.25  # a quick test
   python train.py --dataset mnist --batch-size 1024                       # one GPU, 500 epochs
   torchrun --nproc_per_node=8 train.py --dataset mnist --loss hssl        # eight GPUs
