@@ -247,7 +247,7 @@ def spent():
 
 TABLES = dict(learned=learned, claims=claims_table, unfed=unfed, knob=knob, scale_error=scale_error, scale_repaired=scale_repaired,
               rotation_long=rotation_long, strength=strength, learned_group=learned_group,
-              **{name: functools.partial(pilot, name) for name in ("pilot_speed", "pilot_cifar10", "pilot_tiny")}, table1=table1, table2=table2,
+              **{name: functools.partial(pilot, name) for name in ("pilot_speed", "pilot_cifar10", "pilot_tiny", "supervised")}, table1=table1, table2=table2,
               figure2_left=figure2_left, figure2_right=figure2_right, bench=bench, front=front, power=power, spent=spent)
 
 
