@@ -43,8 +43,8 @@ class Normalise(nn.Module):
 class MNISTNet(nn.Module):
     """Three group convolutions, each with BatchNorm and ReLU: 29 × 29 px → z (B, 128·width, G, 8, 8).
 
-    functions: basis functions of the first layer along each axis.  With the six scales, the filter at scale 1
-    has only 7 × 7 pixels, and on 7 pixels at most 7 of the paper's 11 functions are independent.  pool: "mean" (the paper) or "max".  conv: the class of the layers."""
+    functions: basis functions of the first layer along each axis.  With the six scales b_9 is almost 0 on the 7 pixels of scale 1, so
+    the norm of 1 there makes it five times too large at the others (notebook 02).  Nine or fewer functions avoid this.  pool: "mean" (the paper) or "max".  conv: the class of the layers."""
 
     geometry = ((11, 1, 5), (7, 2, 3), (7, 2, 3))
 

@@ -47,7 +47,8 @@ def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
     """The 1-D functions b_n(u) = He_n(u/s)·exp(-u²/2s²)/s, n = 0 … e-1, at each scale s.
 
     ψ_ab(y, x) = b_a(y)·b_b(x) is the type-A basis of SESN.  Each b_n has unit norm at the smallest
-    scale.  The other scales use the same factor, so that a larger filter gives a larger object a similar response.
+    scale.  The other scales use the same factor, so that a larger filter gives a larger object a similar response
+    (not b_9 on 7 pixels, which is almost 0 there: notebook 02, section 9).
 
     kernel_size: odd, the support at the largest scale; effective_size: the number of functions, 1 … kernel_size.
     Returns a tuple with one (e, k_s) float64 tensor for each scale, k_s = `support`.  ValueError for other sizes or scales,

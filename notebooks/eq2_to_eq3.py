@@ -1,7 +1,7 @@
 """Draws notebooks/eq2_to_eq3.svg, the lecture's picture of Eq. 2 and Eq. 3, from a real digit: python notebooks/eq2_to_eq3.py
 
-Left, Eq. 2: two turned images, two feature maps, both read at the same position g0.
-Right, Eq. 3: the image as it is, one feature map, read at two positions.  Equal fibers have the same colour."""
+Left, Eq. 2: two turned images, two feature maps, both read at the same place g0.
+Right, Eq. 3: the image as it is, one feature map, read at two places.  Equal fibers have the same colour."""
 import os
 import sys
 
@@ -84,7 +84,7 @@ def feature_map(x, y, width, height, values, marks):
 
 
 say(3.1, 8.45, "Eq. 2   (A-SSL)", 32, weight="bold")
-say(3.1, 7.8, "two turned images, two maps,\nthe same position", 21, linespacing=1.3)
+say(3.1, 7.8, "two turned images, two maps,\nthe same place", 21, linespacing=1.3)
 for y, picture, values, colour, k in ((5.05, turned[0], two[0], GREEN, 1), (1.95, turned[1], two[1], PINK, 2)):
     digit(0.3, y, 1.9, picture, f"$T_{{g_{k}}}\\,x$", colour)
     arrow(2.28, 2.82, y + 0.95)
@@ -92,7 +92,7 @@ for y, picture, values, colour, k in ((5.05, turned[0], two[0], GREEN, 1), (1.95
     say(4.5, y - 0.38, f"$f(T_{{g_{k}}}\\,x)$", 24)
 
 say(12.9, 8.45, "Eq. 3   (H-SSL)", 32, weight="bold")
-say(12.9, 7.8, "one image, one map,\ntwo positions", 21, linespacing=1.3)
+say(12.9, 7.8, "one image, one map,\ntwo places", 21, linespacing=1.3)
 digit(9.65, 3.5, 1.9, x, "$x$", "black")
 arrow(11.65, 12.15, 4.45)
 feature_map(12.85, 3.2, 1.55, 2.5, shown(one), {places[0]: (GREEN, r"$g_1^{-1}\!\cdot g_0$"), places[1]: (PINK, r"$g_2^{-1}\!\cdot g_0$")})

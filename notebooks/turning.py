@@ -90,6 +90,7 @@ def main():
     axes[0].set(xticks=[], yticks=[], aspect="equal")
     note = [ax.set_xlabel(" \n ", fontsize=9) for ax in axes]
     note[0].set_text("errors are in units of the\ndistance between two digits")
+    axes[1].set_xlim(-0.5, 15.5)  # the marks lie outside
     marks = [axes[1].plot(-0.9, r, "s", ms=9, clip_on=False, color=f"C{r}")[0] for r in range(4)]
 
     def draw(angle):

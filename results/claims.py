@@ -6,6 +6,7 @@
 A difference is paired by seed, with a 95 % interval from Student's t.  "Within the margin" is said only if the whole
 interval lies within a stated margin (two one-sided tests, at 2.5 % each).
 """
+import itertools
 import math
 import os
 import statistics
@@ -51,6 +52,11 @@ def value(row, name):
     if name == "one position":
         return row["invariance"][0]
     return row[name] if name in READOUTS else mean_over_g(row, name)
+
+
+def to_cycle(row):
+    """How far the eigenvalues of a learned A are from 1, i, -1, -i: the largest distance, paired in the best way."""
+    return min(max(abs(complex(*a) - b) for a, b in zip(p, (1, 1j, -1, -1j))) for p in itertools.permutations(row["eigenvalues"]))
 
 
 def reach(row):

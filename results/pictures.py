@@ -2,7 +2,6 @@
 
 Dots are seeds, lines are means.  Grey is the untrained network, with its BatchNorm fed.
 """
-import math
 import os
 import statistics
 import sys
@@ -13,10 +12,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from results.claims import FOLDER, GROUPS, LOSSES, claims, mean_over_g, pick, reach, rows_of, value  # noqa: E402
+from results.claims import FOLDER, GROUPS, LOSSES, claims, mean_over_g, pick, reach, rows_of, to_cycle, value  # noqa: E402
 
-COLOURS = {"frozen": "0.6", "hssl": "tab:orange", "assl": "tab:blue"}
-MARKS = {"frozen": "s", "hssl": "o", "assl": "^"}
+COLOURS = {"frozen": "0.6", "hssl": "tab:orange", "assl": "tab:blue", "given": "tab:green", "learned": "tab:purple"}
+MARKS = {"frozen": "s", "hssl": "o", "assl": "^", "given": "o", "learned": "^"}
 WHAT = {"rot": "turns of g·90°", "scale": "shrinking, step g of the list", "trans": "shifts by g positions (4 px)"}
 
 
@@ -136,7 +135,8 @@ def strength():
         for r in rows:
             if r["loss"] == "frozen":
                 ax.axhline(value(r, name), color="0.6", lw=0.8, label="untrained" if r["seed"] == 0 else None)
-        ax.set(title=name if name != "one position" else "invariance to a shift by one position (4 px)", xlabel="largest distance between the two views, px")
+        ax.set(title=name if name != "one position" else "invariance to a shift by one position (4 px)", xlabel="largest distance between the two views, px",
+               ylabel="over the distance of two images" if name == "one position" else "% of test images")
     axes[0].legend()
     return figure
 
@@ -160,7 +160,7 @@ def scale_repaired():
         ax.set(title=name, xlabel="g")
         gap.plot(*zip(*[(error / null, ratio) for error, null, ratio in gaps(rows, functions=functions, pool=pool)]), "o" if pool == "mean" else "D", mfc="none" if functions else None, color="tab:red", ms=5, label=name)
     axes[0].set_ylabel("over the distance of two images")
-    axes[0].legend(fontsize=6)
+    axes[-1].legend(fontsize=8, loc="upper left")
     gap.axhline(1, color="0.6", lw=0.8)
     gap.set(xlabel="untrained error of Eq. 1 over its null", ylabel="invariance after H-SSL / after A-SSL", title="Does H-SSL do what A-SSL does?")
     gap.legend(fontsize=7)
@@ -173,28 +173,28 @@ def learned_group():
     if not rows:
         return None
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained", width_ratios=(1, 1, 0.8))
-    for given, colour, mark in ((True, "tab:green", "o"), (False, "tab:purple", "^")):
+    for kind in ("given", "learned"):
         for ax, name in zip(axes, ("over_null", "invariance")):
             points = {}
             for r in rows:
-                if r["given"] == given:
+                if r["given"] == (kind == "given"):
                     points.setdefault(max(r["share"], 0.001), []).append(mean_over_g(r, name))
-            xs = sorted(points)
-            ax.plot(xs, [statistics.mean(points[x]) for x in xs], color=colour, label=f"Γ {'given' if given else 'learned'}")
-            ax.plot([x for x in xs for _ in points[x]], [v for x in xs for v in points[x]], mark, color=colour, ms=4)
+            dots(ax, points, kind, f"Γ {kind}")
     for ax, name, title in zip(axes, ("over_null", "invariance"), ("error of Eq. 1 over its null (1: Γ_g does nothing)", "invariance: how far T_g moves f(x)")):
         untrained = statistics.mean(mean_over_g(r["untrained"], name) for r in rows if r["given"])
         ax.axhline(untrained, color="0.6", label=f"untrained (Γ given): {untrained:.2f}")
         ax.set(xscale="log", xlabel="share of each batch that is turned (0 is drawn at 0.001)", title=title, ylim=(0, None))
         ax.legend(fontsize=8)
-    circle, ax = [2 * math.pi * i / 100 for i in range(101)], axes[2]
-    ax.plot([math.cos(a) for a in circle], [math.sin(a) for a in circle], color="0.8", zorder=0)
-    for r in rows:
-        if not r["given"] and r["share"] == 0.1:
-            ax.plot(*zip(*r["eigenvalues"]), "^", ms=5, label=f"seed {r['seed']}")
-    ax.plot([1, 0, -1, 0], [0, 1, 0, -1], "s", ms=12, mfc="none", color="k", label="a 4-cycle")
-    ax.set(aspect="equal", title="eigenvalues of the learned A, 10 % turned")
-    ax.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
+    ax, ends = axes[2], [r for r in rows if not r["given"] and r["share"] == 0.1]
+    ax.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.8"))
+    for x, y in ((1, 0), (0, 1), (-1, 0), (0, -1)):
+        ax.add_patch(plt.Circle((x, y), 0.15, fill=False))
+    ax.plot([], [], "o", mfc="none", color="k", ms=9, label="within 0.15 of a 4-cycle")
+    for found, colour in ((False, "tab:orange"), (True, "tab:blue")):
+        runs = [r for r in ends if (to_cycle(r) < 0.15) == found]
+        ax.plot(*zip(*[a for r in runs for a in r["eigenvalues"]]), "^", color=colour, ms=4, label=f"{len(runs)} seeds: " + ("a 4-cycle is found" if found else "none is found"))
+    ax.set(aspect="equal", xlim=(-1.25, 1.25), ylim=(-1.25, 1.8), title="eigenvalues of A, 10 % turned")
+    ax.legend(fontsize=8, loc="upper center")
     return figure
 
 

@@ -19,7 +19,7 @@ from losses import distances  # noqa: E402
 
 GEOMETRIC = tuple(1.75 ** (i / 5) for i in range(6))
 PAPER = dict(scales=SCALES, functions=11, first=11, support=7, effective=3, pool="mean", zero=False)
-TRIED = [("the paper's", {}), ("background is 0", dict(zero=True)), ("maximum over space", dict(pool="max")), ("3 functions", dict(functions=3)),
+TRIED = [("the paper's", {}), ("background is 0", dict(zero=True)), ("maximum over space", dict(pool="max")), *((f"{n} functions", dict(functions=n)) for n in (10, 9, 3)),
          *((f"{n} functions, maximum", dict(functions=n, pool="max")) for n in (1, 2, 3, 4, 5, 6)),
          ("3 functions, maximum, geometric list", dict(functions=3, pool="max", scales=GEOMETRIC)),
          ("3 functions, maximum, background is 0", dict(functions=3, pool="max", zero=True)),

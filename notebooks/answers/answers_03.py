@@ -49,14 +49,26 @@ def info_nce_in_loops(y1, y2, tau=0.1):
     return -total / n
 
 
+def ntxent_in_loops(y1, y2, tau=0.1):
+    """SimCLR's: three lines change.  y1, y2 (N, D) → a float."""
+    y = torch.nn.functional.normalize(torch.stack([y1, y2]), dim=-1)  # (2, N, D)
+    n, total = len(y1), 0.0
+    for i in range(n):
+        for j in range(2):  # each view is an anchor of its own …
+            denominator = sum(math.exp(float(y[j, i] @ y[l, k]) / tau) for k in range(n) for l in range(2) if (l, k) != (j, i))  # … with its positive
+            total += math.log(math.exp(float(y[0, i] @ y[1, i]) / tau) / denominator)
+    return -total / (2 * n)  # … and there are 2N of them
+
+
 def exercise_1():
     y1, y2 = torch.randn(2, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # (N, D) twice
     loops, module = info_nce_in_loops(y1, y2), float(losses.info_nce(y1, y2))
-    wrong = float(losses.info_nce(y1, y2, denominator="ntxent"))  # SimCLR's denominator is another number
-    assert abs(loops - module) < 1e-12 and abs(loops - wrong) > 0.1
+    simclr = float(losses.info_nce(y1, y2, denominator="ntxent"))  # another number
+    assert abs(loops - module) < 1e-12 and abs(loops - simclr) > 0.1
+    assert abs(ntxent_in_loops(y1, y2) - simclr) < 1e-12
     same = torch.ones(7, 16, dtype=torch.float64)  # (N, D) all views equal
     assert abs(info_nce_in_loops(same, same) - math.log(4 * 6)) < 1e-12
-    print(f"1  loops {loops:.12f}, info_nce {module:.12f}; with SimCLR's denominator {wrong:.3f}")
+    print(f"1  loops {loops:.12f}, info_nce {module:.12f}; with SimCLR's denominator {simclr:.3f}")
 
 
 # ---------------------------------------------------------------- 2 · predict, then run
@@ -121,12 +133,14 @@ class OnImages:
 def exercise_3():
     group, every = Dihedral(), torch.arange(8)  # (8,)
     a, b, c = torch.cartesian_prod(every, every, every).T  # (512,) three times
+    assert set(group.product(a, b).tolist()) == set(range(8))  # closure
     assert torch.equal(group.product(group.product(a, b), c), group.product(a, group.product(b, c)))
+    assert torch.equal(group.product(a, 0 * a), a) and torch.equal(group.product(0 * a, a), a)  # identity
     assert (group.product(group.inverse(every), every) == 0).all()
     assert (group.product(a, b) != group.product(b, a)).any()  # not commutative
     x = digits(8)  # (8, 1, 29, 29)
-    together = group.T(group.T(x, torch.full((8,), 5)), torch.full((8,), 3))  # (8, 1, 29, 29) first 5, then 3
-    assert torch.equal(together, group.T(x, group.product(torch.tensor(3), torch.tensor(5)).expand(8)))
+    one, (a, b) = x[:1].expand(64, -1, -1, -1), torch.cartesian_prod(every, every).T  # (64, 1, 29, 29), (64,) twice
+    assert torch.equal(group.T(group.T(one, b), a), group.T(one, group.product(a, b))) and torch.equal(group.T(x, 0 * every), x)  # an action
     matrix = torch.randn(29 * 29, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # (H·H, C)
     f = OnImages(group, lambda x: torch.relu(x.flatten(1) @ matrix))
     g, g0 = every, torch.tensor([0, 6]).expand(8, -1)  # (8,), (8, 2)
@@ -147,7 +161,7 @@ class Backwards(Rotation):
 
 
 def exercise_4():
-    """Step 1 fails first: Γ_g uses `shift_base` to move the lifted axis.  Step 3 still holds, as both of its sides have the bug.
+    """Step 1 fails first: Γ_g uses `shift_base` to move the lifted axis.  Only step 3 still holds, as both of its sides have the bug.
 
     Where g = g⁻¹ (no turn and half a turn) nothing fails.  And training would not show it: g1 and g2 are uniform, so that
     -g1 and -g2 are drawn as often.  Of the losses only the comparison of Eq. 2 and Eq. 3, draw by draw, finds it."""

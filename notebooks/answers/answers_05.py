@@ -67,10 +67,7 @@ class MirrorConv(GConv):
 
 
 two_places = dict(scales=(1.0, 1.0))
-mirror_net, plain_net = (MNISTNet(**two_places, width=0.25) for _ in range(2))
-mirror_net.convs = torch.nn.ModuleList([MirrorConv(1, 8, 11, padding=5, **two_places),
-                                        MirrorConv(8, 16, 7, 3, padding=3, stride=2, **two_places),
-                                        MirrorConv(16, 32, 7, 3, padding=3, stride=2, **two_places)])
+mirror_net, plain_net = (MNISTNet(**two_places, width=0.25, conv=conv) for conv in (MirrorConv, GConv))
 one, start = torch.tensor([1]), torch.tensor([0])  # g = 1, g0 = [0]
 right = distances(fed(mirror_net, images), images, Mirror(), one, start)
 wrong_net = distances(fed(plain_net, images), images, Mirror(), one, start)
