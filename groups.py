@@ -133,9 +133,7 @@ class Rotation:
         return turns[torch.arange(len(x), device=x.device), g]  # (B, …, H, H)
 
     def Gamma(self, z, g):
-        """Γ_g z: space is turned and the lifted axis is rolled: (Γ_g z)(r) = turn_g z(g⁻¹·r).
-
-        z (B, C, 4, H', H'), g (B,) long → the same shape."""
+        """Γ_g z: space is turned and the lifted axis is rolled, (Γ_g z)(r) = turn_g z(g⁻¹·r).  z (B, C, 4, H', H'), g (B,) long → as z."""
         r = torch.arange(4, device=g.device)  # (4,)
         return _take(self.T(z, g), self.shift_base(g, r))  # (B, C, 4, H', H')
 
@@ -190,18 +188,18 @@ class Scale:
         """T_g x: image b shrunk about its centre to 1/σ_g[b] of its size, with 0 (background) around it.
 
         Each output pixel is a weighted mean of source pixels (`shrink_matrix`), which limits aliasing.
-        x (B, …, H, W), g (B,) long → the same shape.  Raises ValueError for integer images, since means are not integers."""
+        x (B, …, H, W), g (B,) long → the same shape.  Raises ValueError for integer images (means are not integers) and g = -1."""
         if not x.is_floating_point():
             raise ValueError(f"shrinking averages pixels, so images must be floating point, not {x.dtype}: call x.float() first")
+        if (g < 0).any():
+            raise ValueError("an element of -1 is past the end of the list: see `product`")
         rows = torch.stack([shrink_matrix(x.shape[-2], s) for s in self.factors]).to(x)  # (S, H, H)
         cols = torch.stack([shrink_matrix(x.shape[-1], s) for s in self.factors]).to(x)  # (S, W, W)
         with torch.autocast(x.device.type, enabled=False):  # no half precision for pixels
             return torch.einsum("bij,b...jk,blk->b...il", rows[g], x, cols[g])  # (B, …, H, W)
 
     def Gamma(self, z, g):
-        """Γ_g z: space is shrunk and the lifted axis is shifted: (Γ_g z)(i) = shrink_g z(i + g), 0 past the end.
-
-        z (B, C, S, H', W'), g (B,) long → the same shape."""
+        """Γ_g z: space is shrunk and the lifted axis is shifted, (Γ_g z)(i) = shrink_g z(i + g), 0 past the end.  z (B, C, S, H', W'), g (B,) long → as z."""
         return _take(self.T(z, g), self.shift_base(g, torch.arange(self.order, device=g.device)))
 
     def shift_base(self, g, g0):
@@ -275,9 +273,11 @@ def fibers(z, group, pool="mean"):
     """z read as a function on the group (Section 2): z(g) ∈ R^C for every g.
 
     For translation each position is an element.  The other groups pool over space: "mean" as in Appendix B, or "max".
-    z (B, C, G, H', W') → (B, |G|, C).  ValueError for another pool."""
+    z (B, C, G, H', W') → (B, |G|, C).  ValueError for another pool, or G > 1 with translation."""
     if pool not in ("mean", "max"):
         raise ValueError(f"fibers are pooled by 'mean' or 'max', not {pool!r}")
+    if group.spatial and z.shape[2] > 1:
+        raise ValueError(f"fibers of translations need a map with one element on its lifted axis, not {z.shape[2]}")
     z = z.flatten(2) if group.spatial else z.mean((-2, -1)) if pool == "mean" else z.amax((-2, -1))  # (B, C, |G|)
     return z.transpose(1, 2)  # (B, |G|, C)
 
@@ -285,8 +285,8 @@ def fibers(z, group, pool="mean"):
 def bundle(fibers, base):
     """The fiber bundle z(base) = [z(g) | g ∈ base] ∈ R^(|g0|·C) (Section 2), in the order of base.
 
-    fibers (B, |G|, C), base (B, |g0|) long, all >= 0 → (B, |g0|·C)."""
-    index = base[..., None].expand(-1, -1, fibers.shape[-1])  # (B, |g0|, C)
+    fibers (B, |G|, C), base (B, |g0|) or (1, |g0|) long, all >= 0 → (B, |g0|·C)."""
+    index = base[..., None].expand(len(fibers), -1, fibers.shape[-1])  # (B, |g0|, C)
     return fibers.gather(1, index).flatten(1)  # (B, |g0|·C)
 
 
@@ -338,7 +338,7 @@ def _shift_axis(x, d, dim, wrap):
     view = [len(x)] + [1] * (x.dim() - 1)
     view[dim] = n
     moved = x.gather(dim, (source % n).view(view).expand(x.shape))  # as x
-    return moved if wrap else moved * ((source >= 0) & (source < n)).view(view)
+    return moved if wrap else moved.masked_fill(((source < 0) | (source >= n)).view(view), 0)
 
 
 def _take(z, index):
@@ -347,7 +347,7 @@ def _take(z, index):
         raise ValueError(f"a feature map of this group is (B, C, {index.shape[1]}, H', W'), not {tuple(z.shape)}")
     b = torch.arange(len(z), device=z.device)[:, None]  # (B, 1)
     taken = z.transpose(1, 2)[b, index.clamp(min=0)]  # (B, G, C, H', W')
-    return (taken * (index >= 0)[..., None, None, None]).transpose(1, 2)  # (B, C, G, H', W')
+    return taken.masked_fill((index < 0)[..., None, None, None], 0).transpose(1, 2)  # (B, C, G, H', W')
 
 
 def first_elements(size, order):

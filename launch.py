@@ -29,8 +29,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from checkpoint import UsageError
 from data import DataError
 
-torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # TF32 would make an exact network look inexact
-
 
 # ---------------------------------------------------------------- many processes
 def start_processes():
@@ -215,6 +213,7 @@ def say(text, stream="stdout", end="\n"):
 
 def command(main, name):
     """Run main() → the exit status, 0 or 2.  A problem that the user can fix becomes one line on stderr; others are raised."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # TF32 would make an exact network look inexact
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by the shell (>&-)
             setattr(sys, stream, open(os.devnull, "w"))

@@ -89,7 +89,7 @@ class AllGather(torch.autograd.Function):
 def bundles(f, x, base, group):
     """f(x) at m base spaces of n elements for each image: x (B, C_in, H, W), base (B, m, n) → (m, B, n·C).
 
-    f: images → z (B, C, G, H', W').  It may have `pool` (see `fibers`) and, if f(x, elements) can compute only some elements
+    f: images → z (B, C, G, H', W').  It may have `pool` (see `fibers`; a wrapper of f must pass it on) and, if f(x, elements) can compute only some elements
     of the lifted axis, `independent` = True and `order` = G.  These are used if two bundles have fewer elements than the
     group.  The rule does not depend on the loss: A-SSL and H-SSL take the same branch, and BatchNorm sees the same fibers
     in both.  Raises ValueError if x, base, f and the group do not fit."""
@@ -167,17 +167,17 @@ def distances(f, x, group, elements, g0, map_group=None):
     "as far apart as two images".  The null of equation1 is invariance: the error of Eq. 1 if Γ_g did nothing.
     If f is exactly equivariant, equation1 is 0 and invariance equals axis (not for scale, see the top of this file).
 
-    x (B, C_in, H, W), B >= 2; elements (M,); g0 (|g0|,).  map_group: given if the group does not act on z, it defines how
+    x (B, C_in, H, W); elements (M,); g0 (|g0|,).  map_group: given if the group does not act on z, it defines how
     fibers are read off z; equation1 and axis are then None, since there is no Γ_g.  → dict of three lists of M floats.  Each
-    float is None if f gives all images the same features, up to rounding (0/0).  Raises ValueError if f is in training mode,
-    or for one image."""
-    if getattr(f, "training", False) or len(x) < 2:
-        raise ValueError("distances need f in evaluation mode (f.eval()) and at least two images")
+    float is None if f gives all images the same features, up to rounding, or if there is one image (0/0).  Raises ValueError if
+    f is in training mode."""
+    if getattr(f, "training", False):
+        raise ValueError("distances need f in evaluation mode: f.eval()")
     read = lambda x, base: bundles(f, x, base.expand(len(x), -1, -1), map_group or group)  # (m, B, |g0|·C) at m base spaces
     here = read(x, g0[None])[0]  # (B, |g0|·C)
     moved = [read(group.T(x, g.expand(len(x))), g0[None])[0] for g in elements]  # M × (B, |g0|·C)
     rms = lambda a: a.double().pow(2).sum(1).mean().sqrt()  # (B, |g0|·C) → ()
-    two_images = (2 * here.double().var(0).sum()).sqrt()  # (): mean over i ≠ k of ‖a_i - a_k‖² is twice the variance
+    two_images = (2 * here.double().var(0, correction=0).sum() * len(x) / max(1, len(x) - 1)).sqrt()  # (): mean over i ≠ k of ‖a_i - a_k‖² is twice the variance
     collapsed = two_images <= 8 * torch.finfo(here.dtype).eps * rms(here)  # (): images differ by no more than rounding
     ratio = lambda a, b: None if collapsed else float(rms(a - b) / two_images)
     found = dict(invariance=[ratio(m, here) for m in moved], equation1=None, axis=None)

@@ -131,7 +131,7 @@ def report(found):
         if values is None:
             told = "no Γ_g acts on this network"
         elif None in values:
-            told = "undefined: f gives all images the same features"
+            told = "undefined: one image, or f gives all images the same features"
         else:
             told = " ".join(f"{v:.3f}" if v > 1e-3 or v == 0 else f"{v:.0e}" for v in values)
         lines.append(f"  {name:10} ‖{what}‖".ljust(46) + told)
@@ -161,11 +161,14 @@ def open_network(folder, data_dir="data"):
     try:
         config = dict(json.load(open(os.path.join(folder, "config.json")))["config"])
         dataset, train_size, seed, _, _ = (config[k] for k in ("dataset", "train_size", "seed", "amp", "unfed"))  # the last two must be there
-        weights = torch.load(os.path.join(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)["model"]
+        saved = torch.load(os.path.join(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)
+        weights, pixels = saved["model"], saved["images"]
     except Exception as error:  # missing, truncated, foreign or malicious: torch raises many types
         raise checkpoint.UsageError(f"{folder} holds no run ({type(error).__name__}): name a folder that train.py wrote") from None
     try:
         images = data.load(dataset, data_dir, train_size, seed, config.get("test_size"), config.get("image_size"))
+        if data.fingerprint(images.train_x) != pixels:
+            raise ValueError("other images than in training")
         f, _, classifier, draws = network(config, images)
         for name, module in (("f.", f), ("classifier.", classifier)):
             module.load_state_dict({k.removeprefix(name): v for k, v in weights.items() if k.startswith(name)})  # strict: every weight

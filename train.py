@@ -14,7 +14,6 @@ has the loss of the first process's share).  A resumed run equals an unbroken on
 """
 import argparse
 import copy
-import hashlib
 import json
 import math
 import os
@@ -62,7 +61,7 @@ def parse(argv=None):
     add("--data-dir", default="data", help="folder of the images, also for downloads (default data)")
     add("--train-size", type=launch.number(int, 2, 1e9), metavar="N", help="use only N training images, chosen with --seed (default all)")
     add("--test-size", type=launch.number(int, 1, 1e9), metavar="N", help="use only N test images, the same for every seed (default all)")
-    add("--image-size", type=launch.number(int, 16, 1024), metavar="PX", help="pad with black, or crop, to this size (default: 29 for MNIST and for a folder of at most 29, 31 for the others)")
+    add("--image-size", type=launch.number(int, 16, 1024), metavar="PX", help="pad with black, or crop, to this size; images of more than 29 px are first resized to 31 (default: 29 for MNIST and for a folder of at most 29, 31 for the others)")
     add = p.add_argument_group("the loss").add_argument
     choice(add, "--group", ("rot", "scale", "trans", "rotscale"), "rotations (90°), scales, translations, or rotations and scales")
     choice(add, "--loss", ("hssl", "assl", "hybrid", "supervised", "frozen"), "Eq. 3, Eq. 2, both at once (Appendix A), labels, or an untrained network")
@@ -136,7 +135,9 @@ class LARS(torch.optim.Optimizer):
             self.state[p]["v"] = torch.zeros_like(p)
 
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
@@ -150,6 +151,7 @@ class LARS(torch.optim.Optimizer):
             torch._foreach_mul_(v, group["momentum"])
             torch._foreach_add_(v, d)
             torch._foreach_add_(params, v, alpha=-group["lr"])
+        return loss
 
 
 def learning_rate(step, steps, warmup, peak):
@@ -225,7 +227,7 @@ def main(argv=None):
     per_epoch = n // args.batch_size  # images beyond the last full batch are not used in this epoch
     steps, warmup, peak = args.epochs * per_epoch, round(args.warmup_epochs * per_epoch), args.lr * args.batch_size / 256
     step, seconds, cpu, good = 0, 0.0, 0.0, None
-    pixels = hashlib.sha256(images.train_x.numpy()).hexdigest()  # a run may only continue with the same images
+    pixels = data.fingerprint(images.train_x)  # a run may only continue with the same images
     momentum = [optimizer.state[p]["v"] for group in optimizer.param_groups for p in group["params"]]  # the shape of each p
     state = lambda: dict(config=json.dumps(config_of(args)), images=pixels, precision=precision, step=step, steps=steps, seconds=seconds, cpu=cpu + time.process_time(),
                          model=model.state_dict(), momentum=momentum, scaler=scaler.state_dict())

@@ -84,6 +84,16 @@ def test_what_is_refused_is_named(tmp_path):
         data.load("folder", str(tmp_path / "none"))
 
 
+def test_photographs_are_read_upright(tmp_path):
+    """A camera may store the turn in EXIF and not in the pixels."""
+    image = Image.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90° when shown
+    image.save(tmp_path / "a.png", exif=exif)
+    upright = torch.from_numpy(np.array(image)).rot90(-1)
+    assert torch.equal(data._read([str(tmp_path / "a.png")])[0, 0], upright)
+
+
 @pytest.mark.parametrize("values, mode", [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")])
 def test_images_of_more_than_8_bits_are_refused(tmp_path, values, mode):
     """Pillow turns all of them into RGB without a word, and everything above 255 into 255."""

@@ -693,11 +693,12 @@ def test_damaged_mnist_files_are_named(tmp_path):
     lambda r: (r / "checkpoint.pt").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR."), lambda r: torch.save([1], r / "checkpoint.pt"),
     lambda r: torch.save({"model": [1]}, r / "checkpoint.pt"), lambda r: torch.save({"model": {1: 2}}, r / "checkpoint.pt"),
     lambda r: torch.save({"model": {"f.x": torch.ones(1)}}, r / "checkpoint.pt"),
+    lambda r: torch.save(checkpoint(r) | dict(images="0"), r / "checkpoint.pt"),
     lambda r: (r / "config.json").write_text((r / "config.json").read_text().replace('"width": 0.125', '"width": 0.25')),
     lambda r: (r / "config.json").write_text((r / "config.json").read_text().replace('"width": 0.125', '"width": "wide"')),
     lambda r: (r / "config.json").write_text((r / "config.json").read_text().replace('"dataset": "folder"', '"dataset": "svhn"')),
 ], ids=["no folder", "no config", "no checkpoint", "cut config", "a list", "a number", "half a config", "no text", "cut checkpoint", "hostile",
-        "foreign", "no dict", "no names", "other weights", "other shapes", "no width", "no data set"])
+        "foreign", "no dict", "no names", "other weights", "other images", "other shapes", "no width", "no data set"])
 def test_a_folder_that_can_not_be_probed_is_told(tiny, tmp_path, finished, spoil):
     folder = tmp_path / "r"
     shutil.copytree(finished / "r", folder)

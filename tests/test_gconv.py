@@ -62,7 +62,7 @@ def test_turned_coefficients_are_turned_kernels():
 
 
 def test_wrong_sizes_are_refused():
-    for bad in (dict(kernel_size=6), dict(kernel_size=7, effective_size=8), dict(kernel_size=7, rotations=3),
+    for bad in (dict(kernel_size=6), dict(kernel_size=7, effective_size=8), dict(kernel_size=7, effective_size=0), dict(kernel_size=7, rotations=3),
                 dict(kernel_size=7, extent=2), dict(kernel_size=7, scales=(0.0, 1.0)), dict(kernel_size=7, scales=(1.5, 1.0)),
                 dict(kernel_size=3, scales=(1.0, 2.0))):  # 1 px at the first scale, where b_1 would be 0
         with pytest.raises(ValueError):
@@ -235,6 +235,18 @@ def test_jets_that_are_computed_again_give_the_same_gradients(monkeypatch):
         monkeypatch.setattr(GConv, "recompute", again)
         found.append(torch.autograd.grad(conv(x).square().sum(), [x, conv.weight]))
     assert all(map(torch.equal, *found))
+
+
+def test_counts_has_one_number_for_each_element():
+    """With a number more, images would be lost."""
+    with pytest.raises(ValueError, match="counts has 5 numbers, and this layer 4 elements"):
+        GConv(1, 1, 3, rotations=4, padding=1)(torch.zeros(8, 1, 5, 5), [2, 2, 2, 1, 1])
+
+
+def test_torch_compile_does_not_change_the_filters():
+    """Written as (-1)**n, the signs of `turn` were all -1 after it."""
+    conv, x = GConv(2, 3, 5, rotations=4, padding=2), torch.randn(2, 2, 9, 9)
+    assert torch.allclose(torch.compile(conv, backend="eager")(x), conv(x), atol=1e-12)
 
 
 def test_extent_needs_all_elements():

@@ -200,8 +200,10 @@ def test_sampled_pairs_respect_the_distance_and_reach_all_of_it(group, metric):
         pairs(group, g0, 1e-3, metric)
 
 
-def test_wrong_groups_are_refused():
-    for bad in (lambda: Translation(0, 3), lambda: Scale((1.0, 0.5)), lambda: Scale((2.0, 3.0)),
+def test_wrong_groups_and_elements_are_refused():
+    none, x, z = torch.tensor([-1]), torch.rand(1, 1, 5, 5), torch.rand(1, 2, 4, 5, 5)
+    for bad in (lambda: Translation(0, 3), lambda: Scale((1.0, 0.5)), lambda: Scale((2.0, 3.0)), lambda: Scale().T(x, none), lambda: RotationScale().T(x, none),
+                lambda: fibers(z, Translation(10, 10)),  # 4·25 numbers are not 100 positions
                 lambda: Rotation().T(torch.zeros(1, 1, 3, 4), torch.tensor([1]))):
         with pytest.raises(ValueError):
             bad()
@@ -210,6 +212,13 @@ def test_wrong_groups_are_refused():
 def test_rotation_turns_counter_clockwise():
     x = torch.arange(4.0).view(1, 1, 2, 2)
     assert torch.equal(Rotation().T(x, torch.tensor([1]))[0, 0], torch.tensor([[1.0, 3.0], [0.0, 2.0]]))
+
+
+def test_what_is_filled_in_is_0_even_beside_inf():
+    x, z = torch.rand(1, 1, 5, 5), torch.rand(1, 1, 6, 5, 5)
+    x[..., 4, 4], z[:, :, 5] = torch.inf, torch.inf
+    assert (Translation(5, 5).T(x, torch.tensor([6]))[0, 0, 0] == 0).all()
+    assert (Scale().Gamma(z[..., :1, :1], torch.tensor([3]))[:, :, 3:] == 0).all()
 
 
 def test_translation_moves_by_whole_strides():

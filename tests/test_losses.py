@@ -367,7 +367,6 @@ MISFITS = {  # a call with a network of six scales, an ordinary one and four ima
     "past the last scale": (lambda f, plain, x: h_ssl(f, Head(16, (8,)), x, Scale(), torch.tensor([4]), FOUR, FOUR), "groups.pairs"),
     "a base space that is not in the group": (lambda f, plain, x: a_ssl(plain, Head(16, (8,)), x, Translation(8, 8), ZERO + 64, FOUR, FOUR), "elements 64 … 64 of 0 … 63"),
     "training mode": (lambda f, plain, x: distances(f.train(), x, Scale(), FOUR, ZERO), "evaluation mode"),
-    "one image": (lambda f, plain, x: distances(f, x[:1], Scale(), FOUR, ZERO), "at least two images"),
 }
 
 
@@ -377,6 +376,12 @@ def test_arguments_that_do_not_fit_together_are_told(what):
     call, word = MISFITS[what]
     with pytest.raises(ValueError, match=word):
         call(MNISTNet(scales=SCALES, width=1 / 8).eval(), MNISTNet(width=1 / 8).eval(), torch.rand(4, 1, 29, 29))
+
+
+def test_one_image_has_no_unit():
+    """There is no distance between two images: None, and neither 0 nor an error at the end of a training."""
+    found = distances(MNISTNet(rotations=4, width=1 / 8).eval(), torch.rand(1, 1, 29, 29), Rotation(), FOUR[1:], ZERO)
+    assert found == dict.fromkeys(("invariance", "equation1", "axis"), [None] * 3)
 
 
 def test_one_base_space_for_all_images_is_enough():

@@ -34,8 +34,10 @@ def test_lars_against_steps_by_hand():
     optimizer = train.LARS(params, lr=0.5, momentum=0.9, weight_decay=0.1, eta=0.02)
     vp, vb = torch.zeros_like(p), torch.zeros_like(b)
     for _ in range(2):
-        params[0].grad, params[1].grad = gp.clone(), gb.clone()
-        optimizer.step()
+        def closure():
+            params[0].grad, params[1].grad = gp.clone(), gb.clone()
+            return 5 * params[0].sum().requires_grad
+        assert optimizer.step(closure) == 5  # with gradient, and returned
         d = gp + 0.1 * p
         vp = 0.9 * vp + 0.02 * (p.norm() / d.norm()) * d
         vb = 0.9 * vb + gb
