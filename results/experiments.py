@@ -6,7 +6,7 @@ TUNED = "--batch-size 256 --lr 2 --warmup-epochs 0.25 "
 MNIST = "--dataset mnist --epochs 5 " + TUNED
 SHORT = "--dataset mnist --train-size 10000 --test-size 5000 --epochs 6 " + TUNED
 CIFAR = "--dataset cifar10 --width 0.125 --epochs 1 --batch-size 128 --lr 2 --warmup-epochs 0.25 "  # as pilot_cifar10 decided
-TINY = "--dataset tiny-imagenet --train-size 20000 --width 0.25 --epochs 10 " + TUNED  # until pilot_tiny has decided
+TINY = "--dataset tiny-imagenet --train-size 20000 --width 0.125 --epochs 10 " + TUNED  # as pilot_tiny decided
 EPOCH = "--dataset mnist --group scale --epochs 1 --batch-size 128 --warmup-epochs 0.1 "
 LEARN, THREE = ("frozen", "hssl", "assl"), ("rot", "scale", "trans")
 
