@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from results.claims import FOLDER, GROUPS, LOSSES, claims, mean_over_g, pick, reach, rows_of, to_cycle, value  # noqa: E402
+from results.claims import FOLDER, GROUPS, LOSSES, claims, cycle_found, mean_over_g, pick, reach, rows_of, value  # noqa: E402
 
 COLOURS = {"frozen": "0.6", "hssl": "tab:orange", "assl": "tab:blue", "given": "tab:green", "learned": "tab:purple"}
 MARKS = {"frozen": "s", "hssl": "o", "assl": "^", "given": "o", "learned": "^"}
@@ -191,7 +191,7 @@ def learned_group():
         ax.add_patch(plt.Circle((x, y), 0.15, fill=False))
     ax.plot([], [], "o", mfc="none", color="k", ms=9, label="within 0.15 of a 4-cycle")
     for found, colour in ((False, "tab:orange"), (True, "tab:blue")):
-        runs = [r for r in ends if (to_cycle(r) < 0.15) == found]
+        runs = [r for r in ends if cycle_found(r) == found]
         ax.plot(*zip(*[a for r in runs for a in r["eigenvalues"]]), "^", color=colour, ms=4, label=f"{len(runs)} seeds: " + ("a 4-cycle is found" if found else "none is found"))
     ax.set(aspect="equal", xlim=(-1.25, 1.25), ylim=(-1.25, 1.8), title="eigenvalues of A, 10 % turned")
     ax.legend(fontsize=8, loc="upper center")

@@ -16,7 +16,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from results import claims  # noqa: E402
-from results.claims import DATA, DISTANCES, GROUPS, LOSSES, READOUTS, by_seed, mean_over_g, pick, reach, rows_of, spread, to_cycle  # noqa: E402
+from results.claims import DATA, DISTANCES, GROUPS, LOSSES, READOUTS, by_seed, cycle_found, mean_over_g, pick, reach, rows_of, spread  # noqa: E402
 
 
 def profile(runs, name):
@@ -186,7 +186,7 @@ def learned_group():
     mean = lambda what: lambda runs: spread([mean_over_g(r, what) for r in runs], 2)
     error, structure = ("Eq. 1's error over its null", mean("over_null")), ("invariance", mean("invariance"))
     more = [("the same over all turns", mean("orbit")), ("the same, best matrix for each g", mean("best")), ("‖A⁴ - 1‖", lambda runs: spread([r["cyclic"] for r in runs], 2)),
-            ("a 4-cycle found", lambda runs: f"{sum(to_cycle(r) < 0.15 for r in runs)} of {len(runs)}")]
+            ("a 4-cycle found", lambda runs: f"{sum(map(cycle_found, runs))} of {len(runs)}")]
     kept = [("kept", mean("kept"))]
     parts = []
     for network, group, columns in (("mlp", "rot", [error, *more, structure]), ("cnn", "rot", [error, structure, *kept]), ("cnn", "scale", [error, structure, *kept])):
