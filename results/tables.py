@@ -28,7 +28,7 @@ def profile(runs, name):
 def cost(rows):
     hours = sum(row["cpu_seconds"] for row in rows) / 3600
     sizes = sorted({(DATA[r["dataset"]], r["train_images"], r["test_images"], r["epochs"], r["width"]) for r in rows if r["epochs"]})
-    what = "; ".join(f" {d}, {n:,} training and {m:,} test images, {e} epochs, width {w:g}" for d, n, m, e, w in sizes)
+    what = ";".join(f" {d}, {n:,} training and {m:,} test images, {e} epoch{'s' * (e > 1)}, width {w:g}" for d, n, m, e, w in sizes)
     commits = ", ".join(sorted({str(row["code"]) for row in rows}))
     kinds = collections.Counter(row.get("precision", "not recorded, mostly bfloat16") for row in rows if row["epochs"])
     precision = f" Precision of the trained ones: {', '.join(f'{name} ({n} runs)' for name, n in sorted(kinds.items()))}." if len(kinds) > 1 else ""
