@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gconv import GConv, PointwiseGConv, lift, unlift
+from gconv import GConv, lift, unlift
 from groups import SCALES
 
 
@@ -76,7 +76,8 @@ class BasicBlock(nn.Module):
         self.norm1, self.norm2 = nn.BatchNorm2d(c_in), nn.BatchNorm2d(c_out)
         self.conv1 = conv(c_in, c_out, 7, 3, stride=stride, padding=3, **group)
         self.conv2 = conv(c_out, c_out, 7, 3, stride=1, padding=3, **group)
-        self.shortcut = None if c_in == c_out and stride == 1 else PointwiseGConv(c_in, c_out, stride)
+        # 1 × 1, one matrix for all g: equivariant to every group
+        self.shortcut = None if c_in == c_out and stride == 1 else nn.Conv2d(c_in, c_out, 1, stride, bias=False)
 
     def forward(self, y, counts):
         a = F.relu(self.norm1(y), inplace=True)  # (N, c_in, H, W)
@@ -90,8 +91,8 @@ class ResNet20(nn.Module):
 
     "cifar10": outputs (128, 256, 512), strides (1, 2, 2), 3 blocks each: z (B, 512, G, 7, 7).
     "tiny-imagenet": outputs (64, 128, 256, 512), strides (1, 2, 2, 2), 2 blocks each: z (B, 512, G, 4, 4).
-    The paper pads the lifting layer by 3.  But its shapes of z follow from 31 px only without that padding:
-    31 → 25 → 25 → 13 → 7 (→ 4).  So there is none here, and every map before a stride of 2 has an odd size."""
+    The paper pads the lifting layer by 3.  With that padding z would be 8 × 8; its 7 × 7 follows without, from 31 to 34 px.
+    So there is none here.  Of these sizes only 31 makes every stride exact: 31 → 25 → 25 → 13 → 7 (→ 4)."""
 
     def __init__(self, kind="cifar10", scales=(1.0,), rotations=1, width=1.0, c_in=3, extent=1, normalise=nn.Identity(), functions=7, pool="mean", conv=GConv):
         super().__init__()
@@ -266,7 +267,11 @@ def build(kind, group, backbone="equivariant", width=1.0, classes=10, size=29, c
 
     kind "mnist" | "cifar10" | "tiny-imagenet"; group "trans" | "rot" | "scale" | "rotscale"; backbone "equivariant" |
     "cnn" | "mlp"; size, c_in, mean, std: of the images; base_size: |g0|, h's input has |g0|·C numbers; functions, pool: see
-    MNISTNet (None: the paper's).  Raises ValueError if Table 2 has no such network, or this image size does not fit it."""
+    MNISTNet (None: the paper's; only for "equivariant").  Raises ValueError for other names, a "cnn" without scale, and an
+    image size that does not fit."""
+    for name, known in ((kind, ("mnist", "cifar10", "tiny-imagenet")), (group, ("trans", "rot", "scale", "rotscale")), (backbone, ("equivariant", "cnn", "mlp"))):
+        if name not in known:
+            raise ValueError(f"{name!r} is none of {', '.join(known)}")
     axis = dict(scales=SCALES if "scale" in group else (1.0,), rotations=4 if group.startswith("rot") else 1)
     inside = dict(width=width, normalise=Normalise(mean, std))
     choices = dict(c_in=c_in, pool=pool, **axis, **({} if functions is None else dict(functions=functions)))
@@ -295,12 +300,15 @@ def build(kind, group, backbone="equivariant", width=1.0, classes=10, size=29, c
 
 
 def perturb(f, epsilon, seed=0):
-    """Break f's equivariance by a known amount, in place.  In each group convolution (extent 1) each element g gets its own
-    fixed change δ_g of the coefficients, ‖δ_g‖ = ε·‖w‖ with the current w.  ε = 0 changes nothing.  The state dict holds δ."""
+    """Break f's equivariance by a known amount, in place.  In each group convolution each element g gets its own fixed change
+    δ_g of the coefficients, ‖δ_g‖ = ε·‖w‖ with the current w.  ε = 0 changes nothing.  The state dict holds δ, so a new f
+    needs `perturb` before it can load it.  Raises ValueError for a convolution with extent > 1."""
     generator = torch.Generator().manual_seed(seed)
     for conv in (m for m in f.modules() if isinstance(m, GConv)):
+        if conv.extent > 1:
+            raise ValueError("δ is one change for each element, so a filter must span one element (extent 1)")
         delta = torch.randn(conv.order, *conv.weight[:, 0].shape, generator=generator)  # (|G|, C_out, C_in, e, e)
-        delta *= epsilon * conv.weight.detach().norm() / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)  # ‖δ_g‖ = ε·‖w‖
+        delta *= epsilon * conv.weight.norm().item() / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)  # ‖δ_g‖ = ε·‖w‖
         conv.register_buffer("delta", delta.to(conv.weight))
 
 

@@ -23,7 +23,7 @@ The layer has two exact forms and takes the cheaper one (results/bench.py measur
     W·(B ∗ y)   filter with the fixed basis, then mix with W          C_out·k² > 1000: up to six times as fast
 The second form computes e² Hermite coefficients (the "jet") at every output position.  This takes two
 matrix products, since ψ_ab is separable.  Then W is a 1 × 1 convolution: e² = 9 multiply-adds for each
-pair of channels instead of k² = 49, at every scale, and no kernel is synthesised.
+pair of channels instead of k² = 25 to 49 (the support grows with the scale), and no kernel is synthesised.
 """
 import functools
 import warnings
@@ -52,7 +52,7 @@ def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
 
     kernel_size: odd, the support at the largest scale; effective_size: the number of functions, 1 … kernel_size.
     Returns a tuple with one (e, k_s) float64 tensor for each scale, k_s = `support`.  ValueError for other sizes or scales,
-    and if the smallest filter is only 1 px wide, so that b_1 would be 0."""
+    and if the smallest filter of two or more functions is only 1 px wide, so that b_1 would be 0."""
     if kernel_size % 2 == 0 or not 1 <= effective_size <= kernel_size:
         raise ValueError(f"kernel_size must be odd and effective_size 1 … kernel_size, not {kernel_size}, {effective_size}")
     if min(scales) <= 0 or sorted(scales) != list(scales):
@@ -88,7 +88,7 @@ def turn(w, r):
 
 # ---------------------------------------------------------------- Eq. 4
 class GConv(nn.Module):
-    """Eq. 4: z(g) = Σ_k Σ_i y_i(g·k) ψ_i(k).  i is the input channel, k an offset on the group and in space,
+    """Eq. 4 with h = g·k: z(g) = Σ_k Σ_i y_i(g·k) ψ_i(k).  i is the input channel, k an offset on the group and in space,
     ψ_i the kernel; its basis functions are turned and enlarged by g.
 
     Lifts an image (B, C_in, H, W), or maps (B, C_in, G, H, W), to (B, C_out, G, H', W'), with
@@ -163,7 +163,8 @@ class GConv(nn.Module):
         """y (B, C_in, H, W) or (B, C_in, G, H, W) → (B, C_out, G, H', W').
 
         With `counts`, y is folded: (N, C_in, H, W) sorted by element → (N, C_out, H', W').  ValueError if y has another
-        shape or is too small, counts is not one number for each element, or extent > 1 and elements are missing."""
+        shape or is too small, counts is not one number for each element or does not add up to N.  With extent > 1 every image
+        must be there at all elements (`lift` with elements=None); only unequal counts are found to be wrong."""
         if counts is None:
             if y.dim() not in (4, 5) or y.dim() == 5 and y.shape[2] != self.order:
                 raise ValueError(f"this layer takes (B, C_in, H, W) or (B, C_in, {self.order}, H, W), not {tuple(y.shape)}")
@@ -173,8 +174,8 @@ class GConv(nn.Module):
         height, width = y.shape[-2:]
         if min(height, width) + 2 * self.padding < self.kernel_size:
             raise ValueError(f"a {height} × {width} image is smaller than the kernel ({self.kernel_size}, padding {self.padding})")
-        if len(counts) != self.order:
-            raise ValueError(f"counts has {len(counts)} numbers, and this layer {self.order} elements")
+        if y.dim() != 4 or len(counts) != self.order or not sum(counts) == len(y) > 0:
+            raise ValueError(f"counts has {len(counts)} numbers with the sum {sum(counts)}, this layer {self.order} elements, and y the shape {tuple(y.shape)}")
         if self.extent > 1 and len(set(counts)) > 1:
             raise ValueError("a filter that spans several elements (extent > 1) needs all of them")
         parts = [p.permute(0, 3, 1, 2) for p in channels_last(y).split(counts)]  # (counts[g], C_in, H, W) each
@@ -220,21 +221,6 @@ class GConv(nn.Module):
         """W·(B ∗ y): y (N, n·C_in, H, W), w from `mixer` → (N, C_out, H', W')."""
         form = lambda y, w: F.conv2d(jets(y, self.basis_key, g // self.rotations, self.stride, self.padding), w, self.bias)  # (N, C_out, H', W')
         return checkpoint(form, y, w, use_reentrant=False, preserve_rng_state=False) if self.recompute and torch.is_grad_enabled() else form(y, w)
-
-
-class PointwiseGConv(nn.Conv2d):
-    """The 1 × 1 convolution for shortcuts.  It uses one matrix for all g, so it is equivariant to every group (with a
-    stride: at legal sizes).
-
-    (B, C_in, G, H, W) → (B, C_out, G, H', W'), or folded (N, C_in, H, W) → (N, C_out, H', W')."""
-
-    def __init__(self, c_in, c_out, stride=1, bias=False):
-        super().__init__(c_in, c_out, 1, stride=stride, bias=bias)
-
-    def forward(self, y):
-        if y.dim() == 4:
-            return super().forward(y)
-        return unlift(super().forward(y.permute(2, 0, 1, 3, 4).flatten(0, 1)), None, y.shape[2])
 
 
 # ---------------------------------------------------------------- the group axis, folded into the batch

@@ -87,7 +87,7 @@ class Translation:
         Raises ValueError unless 1 <= size <= max(1, |G| - 1) and such a patch fits the grid ("no padding", Appendix B)."""
         fits = [(max(h, size // h), h) for h in range(1, self.height + 1) if size % h == 0 and size // h <= self.width]
         if not fits or not 1 <= size < max(self.order, 2):
-            sizes = sorted({h * w for h in range(1, self.height + 1) for w in range(1, self.width + 1)} - {self.order})
+            sizes = sorted({h * w for h in range(1, self.height + 1) for w in range(1, self.width + 1)} - {self.order} or {1})
             near = sorted(sizes, key=lambda s: (abs(s - size), s))[:3]
             raise ValueError(f"no rectangle of {size} positions fits into {self.height} × {self.width}: take a base space of "
                              f"1 … {max(1, self.order - 1)} positions that does, for example {', '.join(map(str, sorted(near)))}")

@@ -52,7 +52,7 @@ GROUPS = {"rot": C4, "scale": groups.Scale()}
 def as_fibers(z, pool="mean", order=4):
     """z (B, C', G', H', W'), G' a multiple of `order`, pooled over space and read as `order` fibers v (B, order, C), C = C'·G'/order.
 
-    The MLP's 16 fibers become four with four times the channels.  On the 16 fibers, Γ has four equal blocks A."""
+    The MLP's 16 fibers become four with four times the channels: on the 16 fibers, Γ = A ⊗ 1₄ (fiber 4r + q goes to another r and keeps q)."""
     return groups.fibers(z, C4, pool).unflatten(1, (order, -1)).flatten(2)  # (B, order, C)
 
 
@@ -65,8 +65,8 @@ def cycle(group=C4):
 def start(name, noise=0.01, group=C4):
     """The initial A, (G, G): "random" is orthogonal; "identity" is 1 + noise·N(0, 1); "cycle" is `cycle(group)`.
 
-    A 4-cycle has the eigenvalues 1, i, -1, -i and the determinant -1.  In notebook 06 A first becomes nearly singular from all four
-    starts, since f does not follow the turns yet.  So the sign of the determinant at the start does not decide."""
+    A 4-cycle has the eigenvalues 1, i, -1, -i and the determinant -1.  In notebook 06 (random starts, two of each sign) A first becomes
+    nearly singular, since f does not follow the turns yet.  So the sign of the determinant at the start does not decide."""
     if name == "random":
         return nn.init.orthogonal_(torch.empty(group.order, group.order))  # (G, G)
     return cycle(group) if name == "cycle" else torch.eye(group.order) + noise * torch.randn(group.order, group.order)  # (G, G)

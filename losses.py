@@ -91,7 +91,7 @@ def bundles(f, x, base, group):
 
     f: images → z (B, C, G, H', W').  It may have `pool` (see `fibers`; a wrapper of f must pass it on) and, if f(x, elements) can compute only some elements
     of the lifted axis, `independent` = True and `order` = G.  These are used if two bundles have fewer elements than the
-    group.  The rule does not depend on the loss: A-SSL and H-SSL take the same branch, and BatchNorm sees the same fibers
+    group.  The rule does not depend on the loss: A-SSL and H-SSL take the same branch, and BatchNorm sees as many fibers
     in both.  Raises ValueError if x, base, f and the group do not fit."""
     m, n = base.shape[1:]
     if len(base) != len(x) or base.min() < 0 or base.max() >= group.order:
@@ -110,9 +110,9 @@ def bundles(f, x, base, group):
 def cosine_regression(p1, p2, y1, y2):
     """BYOL (Grill et al. 2020, Eq. 2) and SimSiam (Chen & He 2021): no negatives; each view predicts the other.
 
-        1/N Σ_i [ 1 - cos(p1_i, y2_i) ] + [ 1 - cos(p2_i, y1_i) ],    0 … 4, 2 at chance
+        1/N Σ_i { [ 1 - cos(p1_i, y2_i) ] + [ 1 - cos(p2_i, y1_i) ] },    0 … 4, 2 at chance
 
-    BYOL's own Eq. 2 is 2 - 2cos: twice this.
+    BYOL's Eq. 2 is 2 - 2cos for one direction, so its loss in both directions is twice this.
 
     p1, p2 (B, D): predictions q(y) of the network that learns.  y1, y2 (B, D): the targets, without gradient; the views of
     a slow copy of the network for BYOL, of the network itself for SimSiam.  → scalar float32/64."""
@@ -126,7 +126,7 @@ def cosine_regression(p1, p2, y1, y2):
 def a_ssl(f, h, x, group, g0, g1, g2, map_group=None):
     """Eq. 2, the two views: h(f(T_g1 x)(g0)) and h(f(T_g2 x)(g0)).
 
-    f, h: backbone (see `bundles`) and head; x (B, C_in, H, W); g1, g2 (B,); g0 (|g0|,) or (B, |g0|), "the same for both branches";
+    f, h: backbone (see `bundles`) and head; x (B, C_in, H, W); g1, g2 (B,); g0 (|g0|,) or (B, |g0|), the same for both views;
     group acts on the images; map_group (default: group) defines how fibers are read off z.
     Returns y1, y2 (B, D): the arguments of `info_nce`."""
     x12 = torch.cat([group.T(x, g1), group.T(x, g2)])  # (2B, C_in, H, W): two images …
@@ -136,7 +136,8 @@ def a_ssl(f, h, x, group, g0, g1, g2, map_group=None):
 
 
 def h_ssl(f, h, x, group, g0, g1, g2):
-    """Eq. 3, the two views: h(f(x)(g1⁻¹·g0)) and h(f(x)(g2⁻¹·g0)).  Arguments and result as in `a_ssl`.
+    """Eq. 3, the two views: h(f(x)(g1⁻¹·g0)) and h(f(x)(g2⁻¹·g0)), with the indices of Eq. 6 (those printed in Eq. 3 have
+    errors).  Arguments and result as in `a_ssl`.
 
     For translation and scale draw g1, g2 with `groups.pairs` and `groups.sample`: g⁻¹·g0 must not leave the map or the list."""
     base = torch.stack([group.shift_base(g1, g0), group.shift_base(g2, g0)], 1)  # (B, 2, |g0|): two base spaces …
@@ -193,7 +194,8 @@ class Draws:
 
     A-SSL: T_g1 and T_g2 uniform among the augmentations (translation: shifts of up to ±strength of the size, rounded down);
     one random place for g0, shared by both views.  base_size = |G| reads all of z (SimCLR, Appendix C).
-    H-SSL: g1 uniform among the elements that keep g0 on the map; g2 uniform among those at most max_distance from g1.
+    H-SSL: g1 uniform among the elements that keep g0 on the map; g2 uniform among those whose bundle is at most
+    max_distance from g1's (see `groups.pairs`).
     Hybrid: as H-SSL, and also two translations a1, a2 of the image.
 
     loss "assl" | "hssl" | "hybrid" (other losses of train.py draw as "assl" and do not use it); group "trans" | "rot" | "scale" | "rotscale"; structured: True if the group acts

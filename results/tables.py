@@ -102,7 +102,7 @@ def scale_repaired():
 
 def scale_error():
     rows = rows_of("scale_error")
-    lines = ["| the network | Eq. 1's error over its null | equation1 | invariance |", "|---|---|---|---|"]
+    lines = ["| the network | Eq. 1's error over its null, mean over mean | equation1 | invariance |", "|---|---|---|---|"]
     for name in dict.fromkeys(r["name"] for r in rows):
         runs = list(pick(rows, name=name).values())
         ratio = [mean_over_g(r, "equation1") / mean_over_g(r, "invariance") for r in runs]
@@ -184,7 +184,7 @@ def learned_group():
         return share + more + ", one direction" * r["one_way"] + ", error over that of two images" * (r["over"] == "images")
 
     mean = lambda what: lambda runs: spread([mean_over_g(r, what) for r in runs], 2)
-    error, structure = ("Eq. 1's error over its null", mean("over_null")), ("invariance", mean("invariance"))
+    error, structure = ("Eq. 1's error over its null, mean over g", mean("over_null")), ("invariance", mean("invariance"))
     more = [("the same over all turns", mean("orbit")), ("the same, best matrix for each g", mean("best")), ("‖A⁴ - 1‖", lambda runs: spread([r["cyclic"] for r in runs], 2)),
             ("a 4-cycle found", lambda runs: f"{sum(map(cycle_found, runs))} of {len(runs)}")]
     kept = [("kept", mean("kept"))]

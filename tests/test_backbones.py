@@ -85,9 +85,11 @@ def test_build_puts_the_parts_together(kind, size, c_in, backbone):
     assert h(z.mean((-2, -1))[..., :2].transpose(1, 2).flatten(1)).shape == (2, h[-1].num_features)
 
 
-def test_build_refuses_what_table_2_has_not():
-    with pytest.raises(ValueError, match="--group scale"):
-        build("mnist", "rot", "cnn")
+@pytest.mark.parametrize("names, told", [(("mnist", "rot", "cnn"), "--group scale"), (("MNIST", "rot"), "'MNIST' is none of mnist,"),
+                                         (("mnist", "rott"), "'rott' is none of trans,"), (("mnist", "scale", "CN"), "'CN' is none of equivariant,")])
+def test_build_refuses_what_table_2_has_not(names, told):
+    with pytest.raises(ValueError, match=told):
+        build(*names)
 
 
 # ---------------------------------------------------------------- image sizes
@@ -248,6 +250,11 @@ def test_perturb_changes_each_element_by_its_share():
     other = MNISTNet(rotations=4, width=1 / 16).double()
     perturb(other, 0.3, seed=2)
     assert not torch.equal(other.convs[0].delta * f.convs[0].weight.norm(), f.convs[0].delta * other.convs[0].weight.norm())
+
+
+def test_perturb_refuses_filters_that_span_several_elements():
+    with pytest.raises(ValueError, match="extent 1"):
+        perturb(MNISTNet(rotations=4, width=1 / 16, extent=2), 0.3)
 
 
 @pytest.mark.usefixtures("double")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import blobs, relative
 
-from gconv import GConv, PointwiseGConv, hermite_gaussian, jets, lift, support, turn, unlift
+from gconv import GConv, hermite_gaussian, jets, lift, support, turn, unlift
 from groups import SCALES, Rotation, RotationScale, Scale, Translation
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -119,16 +119,6 @@ def test_full_extent_against_a_naive_loop_of_equation_4(form, scales, rotations)
     assert relative(conv(y), z) < 1e-12
 
 
-def test_pointwise_is_one_matrix_for_all_elements():
-    conv = PointwiseGConv(2, 5, stride=2)
-    y = torch.randn(3, 2, 4, 9, 9)
-    expected = torch.einsum("oi,bigyx->bogyx", conv.weight[:, :, 0, 0], y[..., ::2, ::2])
-    assert torch.allclose(conv(y), expected, atol=1e-12)
-    z = torch.randn(6, 2, 4, 9, 9)
-    g = torch.arange(6) % 4
-    assert relative(conv(Rotation().Gamma(z, g)), Rotation().Gamma(conv(z), g)) < 1e-12
-
-
 def test_jets_are_the_basis_coefficients():
     y = torch.randn(2, 3, 9, 9)
     b = hermite_gaussian(7, 3)[0]
@@ -237,10 +227,11 @@ def test_jets_that_are_computed_again_give_the_same_gradients(monkeypatch):
     assert all(map(torch.equal, *found))
 
 
-def test_counts_has_one_number_for_each_element():
+@pytest.mark.parametrize("counts, says", [([2, 2, 2, 1, 1], "5 numbers with the sum 8"), ([2, 2, 2, 1], "the sum 7"), ([0] * 4, "the sum 0")])
+def test_counts_has_one_number_for_each_element_and_counts_all_images(counts, says):
     """With a number more, images would be lost."""
-    with pytest.raises(ValueError, match="counts has 5 numbers, and this layer 4 elements"):
-        GConv(1, 1, 3, rotations=4, padding=1)(torch.zeros(8, 1, 5, 5), [2, 2, 2, 1, 1])
+    with pytest.raises(ValueError, match=f"{says}.*4 elements.*{8 * any(counts)}, 1, 5, 5"):
+        GConv(1, 1, 3, rotations=4, padding=1)(torch.zeros(8 * any(counts), 1, 5, 5), counts)
 
 
 def test_torch_compile_does_not_change_the_filters():

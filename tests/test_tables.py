@@ -52,6 +52,21 @@ def test_seeds_needed_is_the_smallest_number_that_suffices():
         assert even == [False] * (n - 2) + [True]
 
 
+def test_the_error_of_the_margin_itself_changes_no_verdict():
+    """A margin of gain/part comes from the same runs.  |A - H| < gain/part means that gain/part - (A - H) and gain/part + (A - H)
+    are both above 0.  Their intervals contain the error of the gain too; ABOUT.md says that the nine verdicts are the same."""
+    rows, verdicts = claims.rows_of("learned"), []
+    for group in claims.GROUPS:
+        for name, short, teacher, part, _ in claims.measures(group):
+            untrained, h, a = (claims.by_seed(rows, name, group=group, loss=loss) for loss in ("frozen", "hssl", "assl"))
+            gain = claims.difference(untrained, a) if teacher == "assl" else claims.difference(h, untrained)
+            off = claims.difference(a, h)
+            both = [claims.interval([gain[s] / part + sign * off[s] for s in off]) for sign in (-1, 1)]
+            told = [c["verdict"] for c in claims.compare(rows, "") if c["what"].startswith(f"{short}, A - H, {claims.GROUPS[group]}")]
+            verdicts += [(found == "within the margin", all(mean > half for mean, half in both)) for found in told]
+    assert len(verdicts) == 9 and all(a == b for a, b in verdicts) and {a for a, _ in verdicts} == {True, False}
+
+
 @pytest.mark.parametrize("looks, percent", [((5,), 5), ((3, 5), 9), ((3, 7), 9), ((3, 5, 8), 12)])
 def test_what_looking_again_does_to_the_error_rate(looks, percent):
     """If nothing differs, how often does a test that stops at the first verdict find a difference?  results/ABOUT.md says it."""
