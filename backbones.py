@@ -76,12 +76,12 @@ class BasicBlock(nn.Module):
         self.norm1, self.norm2 = nn.BatchNorm2d(c_in), nn.BatchNorm2d(c_out)
         self.conv1 = conv(c_in, c_out, 7, 3, stride=stride, padding=3, **group)
         self.conv2 = conv(c_out, c_out, 7, 3, stride=1, padding=3, **group)
-        # 1 × 1, one matrix for all g: equivariant to every group
-        self.shortcut = None if c_in == c_out and stride == 1 else nn.Conv2d(c_in, c_out, 1, stride, bias=False)
+        # 1 × 1, one matrix for all g: equivariant to every group.  The stride is a slice, since torch's own can crash on a CPU (oneDNN)
+        self.stride, self.shortcut = stride, None if c_in == c_out and stride == 1 else nn.Conv2d(c_in, c_out, 1, bias=False)
 
     def forward(self, y, counts):
         a = F.relu(self.norm1(y), inplace=True)  # (N, c_in, H, W)
-        skip = y if self.shortcut is None else self.shortcut(a)  # (N, c_out, H', W')
+        skip = y if self.shortcut is None else self.shortcut(a[..., ::self.stride, ::self.stride])  # (N, c_out, H', W')
         a = F.relu(self.norm2(self.conv1(a, counts)), inplace=True)  # (N, c_out, H', W')
         return self.conv2(a, counts) + skip  # (N, c_out, H', W')
 
@@ -267,11 +267,13 @@ def build(kind, group, backbone="equivariant", width=1.0, classes=10, size=29, c
 
     kind "mnist" | "cifar10" | "tiny-imagenet"; group "trans" | "rot" | "scale" | "rotscale"; backbone "equivariant" |
     "cnn" | "mlp"; size, c_in, mean, std: of the images; base_size: |g0|, h's input has |g0|·C numbers; functions, pool: see
-    MNISTNet (None: the paper's; only for "equivariant").  Raises ValueError for other names, a "cnn" without scale, and an
-    image size that does not fit."""
+    MNISTNet (None: the paper's; only for "equivariant").  Raises ValueError for other names, a "cnn" without scale, too
+    many functions, and an image size that does not fit."""
     for name, known in ((kind, ("mnist", "cifar10", "tiny-imagenet")), (group, ("trans", "rot", "scale", "rotscale")), (backbone, ("equivariant", "cnn", "mlp"))):
         if name not in known:
             raise ValueError(f"{name!r} is none of {', '.join(known)}")
+    if functions and functions > (11 if kind == "mnist" else 7):
+        raise ValueError(f"{functions} functions are too many for the first layer of {kind}: take at most {11 if kind == 'mnist' else 7}")
     axis = dict(scales=SCALES if "scale" in group else (1.0,), rotations=4 if group.startswith("rot") else 1)
     inside = dict(width=width, normalise=Normalise(mean, std))
     choices = dict(c_in=c_in, pool=pool, **axis, **({} if functions is None else dict(functions=functions)))

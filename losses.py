@@ -174,7 +174,8 @@ def distances(f, x, group, elements, g0, map_group=None):
     f is in training mode."""
     if getattr(f, "training", False):
         raise ValueError("distances need f in evaluation mode: f.eval()")
-    read = lambda x, base: bundles(f, x, base.expand(len(x), -1, -1), map_group or group)  # (m, B, |g0|·C) at m base spaces
+    few = lambda x, base: bundles(f, x, base.expand(len(x), -1, -1), map_group or group)  # (m, B, |g0|·C) at m base spaces
+    read = lambda x, base: torch.cat([few(part, base) for part in x.split(128)], 1)  # (m, B, |g0|·C), in little memory
     here = read(x, g0[None])[0]  # (B, |g0|·C)
     moved = [read(group.T(x, g.expand(len(x))), g0[None])[0] for g in elements]  # M × (B, |g0|·C)
     rms = lambda a: a.double().pow(2).sum(1).mean().sqrt()  # (B, |g0|·C) → ()

@@ -107,7 +107,8 @@ def evaluate(f, classifier, draws, images, device, dtype=None, seed=0, quiet=Tru
         momenta = [norm.momentum for norm in fresh]
         for norm in fresh:
             norm.train().momentum = None  # a plain average over batches
-        encode(f, classifier, draws, images.train_x[:2048], device, dtype)
+        n = min(2048, len(images.train_x))
+        encode(f, classifier, draws, images.train_x[:n - (n % 256 == 1)], device, dtype)  # BatchNorm can't learn from a batch of one
         for norm, momentum in zip(fresh, momenta):
             norm.eval().momentum = momentum
     train = encode(f, classifier, draws, images.train_x, device, dtype, quiet=quiet)  # (N, C'), (N, C), (N, C)
@@ -155,14 +156,15 @@ def network(config, images):
 
 
 def open_network(folder, data_dir="data"):
-    """A run's folder → f and the classifier with the weights of checkpoint.pt, its Draws, images and configuration.
+    """A run's folder → f and the classifier with the weights of checkpoint.pt, its Draws, images, and configuration with
+    step and steps.
 
     Raises UsageError if the folder holds no run or its parts do not fit, data.DataError if the images can't be loaded."""
     try:
         config = dict(json.load(open(os.path.join(folder, "config.json")))["config"])
         dataset, train_size, seed, _, _ = (config[k] for k in ("dataset", "train_size", "seed", "amp", "unfed"))  # the last two must be there
         saved = torch.load(os.path.join(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)
-        weights, pixels = saved["model"], saved["images"]
+        weights, pixels, config["step"], config["steps"] = (saved[k] for k in ("model", "images", "step", "steps"))
     except Exception as error:  # missing, truncated, foreign or malicious: torch raises many types
         raise checkpoint.UsageError(f"{folder} holds no run ({type(error).__name__}): name a folder that train.py wrote") from None
     try:
@@ -212,6 +214,8 @@ def main(argv=None):
     if args.weights and not os.path.isdir(os.path.dirname(args.weights) or "."):
         raise checkpoint.UsageError(f"there is no folder {os.path.dirname(args.weights)}: make it, or choose another --weights")
     f, classifier, draws, images, config = open_network(args.run, args.data_dir)
+    if config["step"] < config["steps"]:
+        launch.say(f"warning: this run has done {config['step']} of {config['steps']} steps: train.py --resume goes on with it", "stderr")
     launch.keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = evaluate(f.to(device), classifier.to(device), draws, images, device, launch.precision(config["amp"], device), config["seed"],

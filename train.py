@@ -10,7 +10,7 @@ checkpoint.pt, and at the end curves.png (if it trained) and result.json.
 
 The batches come from a generator seeded with (seed, epoch), and g0, g1, g2 from one seeded with (seed, step).  Both are drawn for
 the whole batch, and each process takes its share.  So a run does not depend on the number of processes, up to rounding (the log
-has the loss of the first process's share).  A resumed run equals an unbroken one: bit for bit on a CPU with as many threads.
+has the loss of the first process's share).  A resumed run equals an unbroken one: bit for bit on a CPU with the same number of threads.
 """
 import argparse
 import copy
@@ -35,9 +35,9 @@ import probe
 from checkpoint import UsageError
 
 # ---------------------------------------------------------------- the command line
-SMALL = dict(epochs=20, batch_size=256, lr=2.0, warmup_epochs=1.0, width=1.0)  # for two CPU cores
+SMALL = dict(epochs=20, batch_size=256, lr=2.0, warmup_epochs=1.0)  # for two CPU cores
 # SMALL on a folder (2,000 images of CIFAR-10, --width 0.25, one seed): top-1 20.3 % untrained, 34.9 % after H-SSL, each ± 1.5
-PAPER = dict(epochs=1300, batch_size=4096, lr=0.1, warmup_epochs=10.0, width=1.0)  # Appendix B
+PAPER = dict(epochs=1300, batch_size=4096, lr=0.1, warmup_epochs=10.0)  # Appendix B
 PRESETS = {"mnist5k": SMALL, "mnist": dict(PAPER, epochs=500), "cifar10": PAPER, "tiny-imagenet": PAPER, "folder": SMALL}
 EXAMPLES = """examples
   python train.py                                                         # a laptop: 4,000 digits, one to four minutes
@@ -47,7 +47,7 @@ EXAMPLES = """examples
   torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 train.py --dataset cifar10  # two machines
   python train.py --out runs/NAME --resume                                # continue; add the flags of the run's start
 
-defaults of --epochs, --batch-size, --lr, --warmup-epochs, --width
+defaults of --epochs, --batch-size, --lr, --warmup-epochs
 """ + "\n".join(f"  {name:14} " + ", ".join(f"{value:g}" for value in preset.values()) for name, preset in PRESETS.items())
 NOT_CONFIG = ("out", "resume", "data_dir", "checkpoint_minutes", "probe_epochs")  # may differ when a run continues
 
@@ -61,7 +61,7 @@ def parse(argv=None):
     add("--data-dir", default="data", help="folder of the images, also for downloads (default data)")
     add("--train-size", type=launch.number(int, 2, 1e9), metavar="N", help="use only N training images, chosen with --seed (default all)")
     add("--test-size", type=launch.number(int, 1, 1e9), metavar="N", help="use only N test images, the same for every seed (default all)")
-    add("--image-size", type=launch.number(int, 16, 1024), metavar="PX", help="pad with black, or crop, to this size; images of more than 29 px are first resized to 31 (default: 29 for MNIST and for a folder of at most 29, 31 for the others)")
+    add("--image-size", type=launch.number(int, 16, 1024), metavar="PX", help="pad with black, or crop, to this size; images of more than 29 px are first resized to 32 and cropped to 31 (default: 29 for MNIST and for a folder of at most 29, 31 for the others)")
     add = p.add_argument_group("the loss").add_argument
     choice(add, "--group", ("rot", "scale", "trans", "rotscale"), "rotations (90°), scales, translations, or rotations and scales")
     choice(add, "--loss", ("hssl", "assl", "hybrid", "supervised", "frozen"), "Eq. 3, Eq. 2, both at once (Appendix A), labels, or an untrained network")
@@ -73,12 +73,12 @@ def parse(argv=None):
     add("--strength", type=launch.number(float, 0, 0.5), default=0.2, help="largest shift (assl with trans; hybrid), as a part of the image size (default 0.2)")
     add = p.add_argument_group("the network").add_argument
     choice(add, "--backbone", ("equivariant", "cnn", "mlp"), "the network; cnn and mlp are those of Table 2, without structure")
-    add("--width", type=launch.number(float, 0, 16, above=True), help="factor for every number of channels")
+    add("--width", type=launch.number(float, 0, 16, above=True), default=1.0, help="factor for every number of channels (default 1)")
     add("--functions", type=launch.number(int, 1, 11), metavar="N", help="basis functions of the first layer along each axis (default: 11 for MNIST, 7 for the others)")
     choice(add, "--pool", ("mean", "max"), "how fibers are pooled over space")
     add("--epsilon", type=launch.number(float, 0, 100), default=0.0, help="break the equivariance: change each element's coefficients by epsilon * |w| (default 0)")
     add("--unfed", action="store_true", help="probe an untrained network with its BatchNorm left at mean 0 and variance 1")
-    add = p.add_argument_group("the training (with --loss frozen only --amp and --seed count)").add_argument
+    add = p.add_argument_group("the training (--loss frozen uses only --amp and --seed)").add_argument
     add("--epochs", type=launch.number(int, 0, 1e6), help="passes over the training images")
     add("--batch-size", type=launch.number(int, 2, 1e6), help="images in each step, over all processes")
     add("--lr", type=launch.number(float, 0, 1e6), help="base learning rate; the peak rate is lr * batch size / 256, and is printed")
@@ -210,7 +210,9 @@ def main(argv=None):
     images = launch.rank0_first(load, local, device) or load()  # first one process of each machine, which may download
     n = len(images.train_x)
     if args.epochs and (args.batch_size > n or args.batch_size % world):
-        raise UsageError(f"--batch-size {args.batch_size} does not fit {n} training images and {world} processes: take {min(args.batch_size, n) // world * world or world}")
+        fits = min(args.batch_size, n) // world * world
+        raise UsageError(f"--batch-size {args.batch_size} does not fit {n} training images and {world} process{'es' * (world > 1)}: "
+                         + (f"take {fits}" if fits > 1 else "take a larger batch, more images or fewer processes"))
 
     # ---- networks: the same on every process, from the seed
     torch.manual_seed(args.seed)
@@ -259,7 +261,8 @@ def main(argv=None):
     bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=rank > 0 or not sys.stderr.isatty())
     earlier, started, saved_at = seconds, time.time(), time.time()
     with launch.note_signals() as noted:
-        while step < steps:
+        stop = 0  # or the number of a signal
+        while step < steps and not stop:
             order = torch.randperm(n, generator=seeded(args.seed, step // per_epoch, 1))  # (N,): the same for all steps of an epoch
             batch = order[step % per_epoch * args.batch_size:][:args.batch_size][share].to(device)  # (B,)
             elements = [g[share].to(device) for g in model.draws(args.batch_size, seeded(args.seed, step, 2))]  # (B, …) each
@@ -287,22 +290,24 @@ def main(argv=None):
                                 seconds=round(seconds, 2), images_per_second=round(step * args.batch_size / seconds, 1))
                     log.write(json.dumps(line | measure(args, model, y1, y2, x[:32])) + "\n")
                 if args.probe_epochs and step % (args.probe_epochs * per_epoch) == 0:
-                    copies = copy.deepcopy((model.f, model.classifier))  # the probe changes modes and BatchNorm
+                    paused, copies = time.time(), copy.deepcopy((model.f, model.classifier))  # the probe changes modes and BatchNorm
                     log.write(json.dumps(dict(step=step) | probe.evaluate(*copies, model.draws, images, device, dtype, args.seed, feed=not args.unfed)) + "\n")
+                    started += time.time() - paused  # only the training counts
                 log.flush()
                 if stop or last or epoch_ends or time.time() - saved_at > 60 * args.checkpoint_minutes:
                     good, saved_at = checkpoint.save(args.out, state(), good), time.time()
-            if stop:
-                if rank == 0:
-                    launch.say(f"stopped after step {step} of {steps}: add --resume to go on", "stderr")
-                raise SystemExit(128 + stop)
+        stop = stop or noted["signal"]  # it may have come during the last step
     bar.close()
-
-    # ---- the read-outs: only the first process
     if world > 1:
         dist.destroy_process_group()
+    if stop:
+        if rank == 0:
+            launch.say(f"stopped after step {step} of {steps}: add --resume to go on", "stderr")
+        raise SystemExit(128 + stop)
     if rank > 0:
         return
+
+    # ---- the read-outs: only the first process
     probe.draw_curves(args.out)
     result = probe.evaluate(model.f, model.classifier, model.draws, images, device, dtype, args.seed, quiet=False, feed=not args.unfed)
     result |= dict(parameters=sum(p.numel() for p in model.f.parameters()), train_seconds=round(seconds, 2), cpu_seconds=round((cpu + time.process_time()) * world, 1),
@@ -316,7 +321,7 @@ def main(argv=None):
 # ---------------------------------------------------------------- small parts
 def seeded(*key):
     """A CPU generator that depends only on the key (ints below 2³¹)."""
-    mixed = 0  # one number below 2⁶³ - 25, a prime
+    mixed = 0  # below 2⁶³ - 25, a prime; torch uses its lowest 32 bits, so two keys can share a stream, but seldom do
     for k in key:
         mixed = (mixed * 1_000_003 + k + 1) % (2 ** 63 - 25)
     return torch.Generator().manual_seed(mixed)

@@ -6,10 +6,12 @@
     python results/run.py table1 --budget paper --list          # the same at the paper's settings
 
 Two runs at a time, one CPU thread each (with two threads each they slow each other down).  A run is a folder in
-runs/.  When it ends, its result.json becomes one line of results/EXPERIMENT.jsonl.  A run is skipped if a line of any
-experiment has the same flags.  If a run fails, no further run starts, and its message is printed.
+runs/.  When it ends, its result.json becomes one line of results/EXPERIMENT.jsonl.  If a line of another experiment has the
+same flags, the run is not done again; at the end that line is copied.  If a run fails, no further run starts, and its message is printed.
+Other budgets have files of their own, results/EXPERIMENT-BUDGET.jsonl, which the tables do not read.
 """
 import argparse
+import concurrent.futures
 import json
 import math
 import os
@@ -24,6 +26,7 @@ import zlib
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import checkpoint  # noqa: E402
+import launch  # noqa: E402
 import train  # noqa: E402
 from results.experiments import EXPERIMENTS  # noqa: E402
 
@@ -47,22 +50,24 @@ def rows_of():
 
 def left(experiments, seeds=math.inf):
     """Of experiments NAME or NAME-BUDGET: [(experiment, flags)] of runs that have no line yet, and [(experiment, row)] of lines to copy from another experiment."""
-    rows, jobs, shared, defaults = rows_of(), {}, [], vars(train.parse([]))
+    rows, jobs, shared, defaults = rows_of(), {}, {}, vars(train.parse([]))
     for experiment in experiments:
         name, _, budget = experiment.partition("-")
         for flags in EXPERIMENTS[name]:
             flags = " ".join(flags.split())
             if budget:
                 flags += " " + BUDGETS[budget].get(train.parse(shlex.split(flags)).dataset, "")
-            config = train.config_of(train.parse(shlex.split(flags)))
+            args = train.parse(shlex.split(flags))
+            config = train.config_of(args)
             if config["seed"] >= seeds:
                 continue
-            found = [(name, row) for name, row in rows if "epochs" in row and all(row.get(k, defaults[k]) == v for k, v in config.items())]
+            curve = args.probe_epochs and args.epochs  # then a row without one is not this run
+            found = [(name, row) for name, row in rows if "epochs" in row and ("curve" in row or not curve) and all(row.get(k, defaults[k]) == v for k, v in config.items())]
             if not found:
                 jobs.setdefault(json.dumps(config), (experiment, flags))
             elif experiment not in (name for name, _ in found):
-                shared.append((experiment, found[0][1]))
-    return list(jobs.values()), shared
+                shared[experiment, json.dumps(config)] = experiment, found[0][1]
+    return list(jobs.values()), list(shared.values())
 
 
 def append(experiment, row):
@@ -126,19 +131,16 @@ def main():
         return
     lock, running = threading.Lock(), set()
     options.until, options.stopping, options.failed = time.time() + 3600 * options.hours, False, False
-
-    def stop(*_):
-        options.stopping, options.until = True, 0
-        for process in list(running):
-            process.send_signal(signal.SIGTERM)  # it saves a checkpoint, from which the next start continues
-    signal.signal(signal.SIGTERM, stop), signal.signal(signal.SIGINT, stop)
-    threads = [threading.Thread(target=work, args=(jobs, lock, running, options)) for _ in range(options.workers)]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        time.sleep(0.5)
-        if time.time() > options.until and not options.stopping:
-            stop()
+    with launch.note_signals() as noted, concurrent.futures.ThreadPoolExecutor(options.workers) as pool:
+        workers = [pool.submit(work, jobs, lock, running, options) for _ in range(options.workers)]
+        while concurrent.futures.wait(workers, 0.5).not_done:
+            options.failed |= any(worker.done() and worker.exception() for worker in workers)
+            if (noted["signal"] or time.time() > options.until) and not options.stopping:
+                options.stopping, options.until = True, 0
+                for process in list(running):
+                    process.send_signal(signal.SIGTERM)  # it saves a checkpoint, from which the next start continues
+    for worker in workers:
+        worker.result()  # raises what stopped it, a full disk, say
     jobs, shared = left(names, options.seeds)
     for experiment, row in shared:
         append(experiment, row)

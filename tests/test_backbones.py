@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import blobs, relative, trained
 
 from backbones import (CNN, MLP, BasicBlock, Head, MNISTClassifier, MNISTNet, Normalise, ResNet20, ResNetClassifier, build, legal_sizes, perturb)
@@ -90,6 +91,23 @@ def test_build_puts_the_parts_together(kind, size, c_in, backbone):
 def test_build_refuses_what_table_2_has_not(names, told):
     with pytest.raises(ValueError, match=told):
         build(*names)
+
+
+def test_build_refuses_more_functions_than_the_first_layer_has_pixels():
+    with pytest.raises(ValueError, match="8 functions are too many for the first layer of cifar10: take at most 7"):
+        build("cifar10", "rot", size=31, functions=8)
+
+
+@pytest.mark.parametrize("size", [9, 10, 12])
+def test_a_narrow_residual_block_is_the_plain_sum(size):
+    """The shortcut with stride 2, also at even sizes, where torch's own strided 1 × 1 convolution crashes on some CPUs."""
+    block = BasicBlock(3, 5, 2).eval()
+    y = torch.randn(2, 3, size, size).to(memory_format=torch.channels_last).requires_grad_()
+    a = F.relu(block.norm1(y))
+    expected = torch.einsum("oi,bihw->bohw", block.shortcut.weight[:, :, 0, 0], a)[:, :, ::2, ::2] + block.conv2(F.relu(block.norm2(block.conv1(a, [2]))), [2])
+    assert torch.allclose(block(y, [2]), expected, atol=1e-5)
+    block(y, [2]).sum().backward()
+    assert y.grad.isfinite().all()
 
 
 # ---------------------------------------------------------------- image sizes

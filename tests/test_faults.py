@@ -208,13 +208,22 @@ def test_stopped_by_a_signal_and_resumed(tiny, tmp_path, unbroken):
     assert steps == sorted(set(steps)) and steps[-1] == STEPS  # no line twice
 
 
+def test_a_signal_in_the_last_step_is_not_lost(tiny, tmp_path):
+    """It comes while the last checkpoint is written."""
+    flags = [*tiny, "--epochs", 1, "--out", "r"]
+    status, _, stderr = live(tmp_path, flags, die=dict(rename=4, how=signal.SIGTERM))
+    assert (status, stderr) == (128 + signal.SIGTERM, "stopped after step 4 of 4: add --resume to go on\n")
+    assert not (tmp_path / "r/result.json").exists()
+    assert live(tmp_path, [*flags, "--resume"])[0] == 0 and (tmp_path / "r/result.json").exists()
+
+
 def test_killed_after_the_first_log_line_and_before_the_first_saving(tiny, tmp_path):
     """The log then has a step that no checkpoint has, but the initial weights are saved.  A checkpoint of another precision is refused."""
     flags = [*tiny, "--epochs", 1, "--batch-size", 2, "--checkpoint-minutes", 10, "--out", "r"]
     assert live(tmp_path, flags, die=dict(step=52))[0] == -signal.SIGKILL
     assert checkpoint(tmp_path / "r")["step"] == 0 and '"step": 50' in (tmp_path / "r/metrics.jsonl").read_text()
     torch.save(checkpoint(tmp_path / "r") | dict(precision="float16"), tmp_path / "r/checkpoint.pt")
-    refused(tmp_path, [*flags, "--resume"], "precision is another run's")
+    refused(tmp_path, [*flags, "--resume"], "precision is another run's (float16, not float32)")
     torch.save(checkpoint(tmp_path / "r") | dict(precision="float32"), tmp_path / "r/checkpoint.pt")
     assert live(tmp_path, [*flags, "--amp", "auto", "--resume"])[0] == 0 and checkpoint(tmp_path / "r")["step"] == 64
 
@@ -533,6 +542,16 @@ def test_looking_during_training_changes_nothing(tiny, tmp_path, unbroken):
     assert [row["step"] for row in ckpt.read_lines(str(tmp_path / "r/metrics.jsonl")) if "top1" in row] == [8, 16, 24]
 
 
+def test_one_image_is_no_batch_for_an_untrained_batchnorm(tiny, tmp_path):
+    """The training images would end in a batch of one, and BatchNorm over one vector has no variance."""
+    data_dir = shutil.copytree(tiny[3], tmp_path / "images")
+    for i in range(129):
+        shutil.copy(data_dir / "train/0/0.png", data_dir / f"train/0/more{i}.png")
+    flags = ["--dataset", "folder", "--data-dir", data_dir, "--group", "trans", "--backbone", "mlp", "--width", "0.02", "--loss", "frozen", "--out", "r"]
+    assert live(tmp_path, flags)[0] == 0
+    assert json.load(open(tmp_path / "r/result.json"))["train_images"] == 257
+
+
 def test_unfed_reaches_the_probe(tiny, tmp_path):
     found = []
     for more in ([], ["--unfed"]):
@@ -679,10 +698,11 @@ def test_mutated_images_are_read_or_named(tmp_path):
 def test_damaged_mnist_files_are_named(tmp_path):
     raw = tmp_path / "MNIST/raw"
     raw.mkdir(parents=True)
-    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-        (raw / f"{name}-ubyte").write_bytes(b"\0\0\x08\x03\0\0\0\x02cut")
-    with pytest.raises(data.DataError, match="can't be read"):
-        data.load("mnist", str(tmp_path))
+    for content in (b"\0\0\x08\x03\0\0\0\x02cut", b"\0\0\x08\x03\0\0\0\x02\0\0\0\x1c\0\0\0\x1ccut"):  # in the header, and in the images
+        for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+            (raw / f"{name}-ubyte").write_bytes(content)
+        with pytest.raises(data.DataError, match="can't be read"):
+            data.load("mnist", str(tmp_path))
 
 
 @pytest.mark.parametrize("spoil", [
@@ -706,6 +726,14 @@ def test_a_folder_that_can_not_be_probed_is_told(tiny, tmp_path, finished, spoil
     with pytest.raises((ckpt.UsageError, data.DataError)) as caught:
         probe.open_network(str(folder), tiny[3])
     assert "\n" not in str(caught.value) and not (tmp_path / "hacked").exists()
+
+
+def test_the_probe_of_an_unfinished_run_says_so(tiny, tmp_path, capsys):
+    assert live(tmp_path, [*tiny, "--epochs", 2, "--out", "r"], die=dict(step=5))[0] == -signal.SIGKILL
+    probe.main([str(tmp_path / "r"), "--data-dir", tiny[3]])
+    assert capsys.readouterr().err == "warning: this run has done 5 of 8 steps: train.py --resume goes on with it\n"
+    found = json.load(open(tmp_path / "r/probe.json"))
+    assert (found["step"], found["steps"]) == (5, 8)
 
 
 def test_the_probe_says_it_in_one_line(tmp_path):

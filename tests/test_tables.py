@@ -2,7 +2,11 @@
 import json
 import math
 import os
+import shutil
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -175,6 +179,10 @@ def test_the_queue_lists_each_run_once_and_shares_rows(tmp_path, monkeypatch):
     jobs, shared = run.left(["one", "two"])
     assert jobs == [("one", "--group rot --seed 1")] and [(name, row["top1"]) for name, row in shared] == [("two", 5.0)]
     assert [name for name, _ in run.rows_of()] == ["one"]  # to look changes nothing
+    flags[1:] = ["--group rot --seed 0 --probe-epochs 2"]
+    assert run.left(["one"])[0] == [("one", "--group rot --seed 0 --probe-epochs 2")]  # the line has no curve
+    run.EXPERIMENTS["two"] = flags[:1] * 2
+    assert len(run.left(["two"])[1]) == 1  # one line, not two
 
 
 def test_a_run_that_fails_is_told_at_once_and_no_further_run_starts(tmp_path, monkeypatch, capfd):
@@ -183,12 +191,26 @@ def test_a_run_that_fails_is_told_at_once_and_no_further_run_starts(tmp_path, mo
     monkeypatch.setattr(run, "ROOT", str(tmp_path))
     monkeypatch.setattr(run, "EXPERIMENTS", {"one": ["--seed 0", "--seed 1"]})
     monkeypatch.setattr(sys, "argv", ["run.py", "--workers", "1"])
-    monkeypatch.setattr(run.signal, "signal", lambda *args: None)
     with pytest.raises(SystemExit) as stop:
         run.main()
     out, err = capfd.readouterr()
     assert stop.value.code == 1 and "1 runs left" not in out and "2 runs left" in out and out.count(" one: ") == 1
     assert err.startswith("run.py: a run failed, no further run starts\n") and "train.py" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_queue_and_its_run(tmp_path, number):
+    """SIGHUP: a closed terminal.  The run here only waits."""
+    (tmp_path / "results").mkdir()
+    for name in ("checkpoint", "data", "launch", "results/run", "results/experiments"):
+        shutil.copy(os.path.join(ROOT, f"{name}.py"), tmp_path / f"{name}.py")
+    (tmp_path / "train.py").write_text("import sys, time, types\nparse = lambda argv: types.SimpleNamespace(probe_epochs=None, epochs=1)\nconfig_of = lambda args: dict(seed=0)\n"
+                                       "if __name__ == '__main__':\n    open('started', 'w').close()\n    time.sleep(60)\n    open('ended', 'w').close()")
+    queue = subprocess.Popen([sys.executable, "results/run.py", "structure"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "started").exists():
+        time.sleep(0.05)
+    queue.send_signal(number)
+    assert (queue.communicate(timeout=30)[1], queue.returncode) == ("", 0) and not (tmp_path / "ended").exists()
 
 
 def test_every_experiment_is_made_of_legal_flags():
