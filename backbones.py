@@ -76,12 +76,12 @@ class BasicBlock(nn.Module):
         self.norm1, self.norm2 = nn.BatchNorm2d(c_in), nn.BatchNorm2d(c_out)
         self.conv1 = conv(c_in, c_out, 7, 3, stride=stride, padding=3, **group)
         self.conv2 = conv(c_out, c_out, 7, 3, stride=1, padding=3, **group)
-        # 1 × 1, one matrix for all g: equivariant to every group.  The stride is a slice, since torch's own can crash on a CPU (oneDNN)
+        # 1 × 1, one matrix for all g: equivariant to every group.  Its stride is a pooling of 1 × 1: faster on a CPU, and there torch's own stride can crash
         self.stride, self.shortcut = stride, None if c_in == c_out and stride == 1 else nn.Conv2d(c_in, c_out, 1, bias=False)
 
     def forward(self, y, counts):
         a = F.relu(self.norm1(y), inplace=True)  # (N, c_in, H, W)
-        skip = y if self.shortcut is None else self.shortcut(a[..., ::self.stride, ::self.stride])  # (N, c_out, H', W')
+        skip = y if self.shortcut is None else self.shortcut(F.avg_pool2d(a, 1, self.stride))  # (N, c_out, H', W')
         a = F.relu(self.norm2(self.conv1(a, counts)), inplace=True)  # (N, c_out, H', W')
         return self.conv2(a, counts) + skip  # (N, c_out, H', W')
 
