@@ -67,7 +67,7 @@ def same():
         ax.errorbar(r["mean"] / r["margin"], row, xerr=r["half"] / r["margin"], fmt="o", ms=4, color=colours[r["verdict"]])
     for name, colour in colours.items():
         ax.plot([], [], "o-", color=colour, label=name)
-    ax.set(yticks=range(len(found)), yticklabels=[r["what"] for r in found], xlabel="difference over its margin, with its 95 % interval", title="Is it the same?")
+    ax.set(yticks=range(len(found)), yticklabels=[r["what"] for r in found], xlabel="difference over its margin, with its 95 % interval", title="Is the difference within the margin?")
     ax.invert_yaxis()
     ax.legend(fontsize=8, loc="lower left")
     return figure

@@ -113,7 +113,7 @@ def main():
     p.add_argument("--hours", type=float, default=1e4, help="stop after this many hours; runs in progress save a checkpoint")
     p.add_argument("--seeds", type=int, default=10 ** 9, metavar="N", help="only seeds below N (default all)")
     p.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each (default 2)")
-    p.add_argument("--budget", choices=("cpu", *BUDGETS), default="cpu", help="cpu: as listed (default), gpu: one GPU, paper: as the paper")
+    p.add_argument("--budget", choices=("cpu", *BUDGETS), default="cpu", help="cpu: the flags of experiments.py (default), gpu: one GPU, paper: as the paper")
     p.add_argument("--list", action="store_true", help="print the commands that are left, and run nothing")
     options = p.parse_args()
     unknown = set(options.experiments) - set(EXPERIMENTS)

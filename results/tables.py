@@ -29,10 +29,9 @@ def cost(rows):
     hours = sum(row["cpu_seconds"] for row in rows) / 3600
     sizes = sorted({(DATA[r["dataset"]], r["train_images"], r["test_images"], r["epochs"], r["width"]) for r in rows if r["epochs"]})
     what = ";".join(f" {d}, {n:,} training and {m:,} test images, {e} epoch{'s' * (e > 1)}, width {w:g}" for d, n, m, e, w in sizes)
-    commits = ", ".join(sorted({str(row["code"]) for row in rows}))
     kinds = collections.Counter(row.get("precision", "not recorded, mostly bfloat16") for row in rows if row["epochs"])
     precision = f" Precision of the trained ones: {', '.join(f'{name} ({n} runs)' for name, n in sorted(kinds.items()))}." if len(kinds) > 1 else ""
-    return f"*{len(rows)} runs, {hours:.1f} hours of one CPU core.{what}{'.' * bool(what)}{precision} Code: {commits}.*"
+    return f"*{len(rows)} run{'s' * (len(rows) > 1)}, {hours:.1f} hours of one CPU core.{what}{'.' * bool(what)}{precision}*"
 
 
 # ---------------------------------------------------------------- tables
@@ -102,7 +101,7 @@ def scale_repaired():
 
 def scale_error():
     rows = rows_of("scale_error")
-    lines = ["| the network | Eq. 1's error over its null, mean over mean | equation1 | invariance |", "|---|---|---|---|"]
+    lines = ["| the network | mean error / mean null | equation1 | invariance |", "|---|---|---|---|"]
     for name in dict.fromkeys(r["name"] for r in rows):
         runs = list(pick(rows, name=name).values())
         ratio = [mean_over_g(r, "equation1") / mean_over_g(r, "invariance") for r in runs]
@@ -184,7 +183,7 @@ def learned_group():
         return share + more + ", one direction" * r["one_way"] + ", error over that of two images" * (r["over"] == "images")
 
     mean = lambda what: lambda runs: spread([mean_over_g(r, what) for r in runs], 2)
-    error, structure = ("Eq. 1's error over its null, mean over g", mean("over_null")), ("invariance", mean("invariance"))
+    error, structure = ("error / null, mean over g", mean("over_null")), ("invariance", mean("invariance"))
     more = [("the same over all turns", mean("orbit")), ("the same, best matrix for each g", mean("best")), ("‖A⁴ - 1‖", lambda runs: spread([r["cyclic"] for r in runs], 2)),
             ("a 4-cycle found", lambda runs: f"{sum(map(cycle_found, runs))} of {len(runs)}")]
     kept = [("kept", mean("kept"))]
