@@ -67,7 +67,8 @@ def same():
         ax.errorbar(r["mean"] / r["margin"], row, xerr=r["half"] / r["margin"], fmt="o", ms=4, color=colours[r["verdict"]])
     for name, colour in colours.items():
         ax.plot([], [], "o-", color=colour, label=name)
-    ax.set(yticks=range(len(found)), yticklabels=[r["what"] for r in found], xlabel="difference over its margin, with its 95 % interval", title="Is the difference within the margin?")
+    ax.set(yticks=range(len(found)), yticklabels=[r["what"] for r in found], xlabel="difference over its margin, 95 % interval", xscale="symlog", title="Is the difference within the margin?")
+    ax.set_xticks((-10, -1, 0, 1, 10), ("-10", "-1", "0", "1", "10"))  # linear in ±1, logarithmic outside
     ax.invert_yaxis()
     ax.legend(fontsize=8, loc="lower left")
     return figure
