@@ -272,8 +272,9 @@ def build(kind, group, backbone="equivariant", width=1.0, classes=10, size=29, c
     for name, known in ((kind, ("mnist", "cifar10", "tiny-imagenet")), (group, ("trans", "rot", "scale", "rotscale")), (backbone, ("equivariant", "cnn", "mlp"))):
         if name not in known:
             raise ValueError(f"{name!r} is none of {', '.join(known)}")
-    if functions and functions > (11 if kind == "mnist" else 7):
-        raise ValueError(f"{functions} functions are too many for the first layer of {kind}: take at most {11 if kind == 'mnist' else 7}")
+    most = 11 if kind == "mnist" else 7  # the width of the first layer's kernel
+    if functions and functions > most:
+        raise ValueError(f"{functions} functions are too many for the first layer of {kind}: take at most {most}")
     axis = dict(scales=SCALES if "scale" in group else (1.0,), rotations=4 if group.startswith("rot") else 1)
     inside = dict(width=width, normalise=Normalise(mean, std))
     choices = dict(c_in=c_in, pool=pool, **axis, **({} if functions is None else dict(functions=functions)))

@@ -108,7 +108,7 @@ def evaluate(f, classifier, draws, images, device, dtype=None, seed=0, quiet=Tru
         for norm in fresh:
             norm.train().momentum = None  # a plain average over batches
         n = min(2048, len(images.train_x))
-        encode(f, classifier, draws, images.train_x[:n - (n % 256 == 1)], device, dtype)  # BatchNorm can't learn from a batch of one
+        encode(f, classifier, draws, images.train_x[:n - (n % 256 == 1)], device, dtype, batch=256)  # no batch of one: it has no variance
         for norm, momentum in zip(fresh, momenta):
             norm.eval().momentum = momentum
     train = encode(f, classifier, draws, images.train_x, device, dtype, quiet=quiet)  # (N, C'), (N, C), (N, C)

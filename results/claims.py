@@ -170,8 +170,8 @@ def compare(rows, where, margins=None, planned=2):
 def claims():
     """All claims that the finished runs can test: a list of dicts, see `claim`.  Tables, notebook and pictures use it.
 
-    `corrected` is the verdict with intervals of 1 - 0.05/n for n claims (Bonferroni): if
-    the claims and seeds had been fixed beforehand, all of them would contain the true differences with at least 95 %."""
+    `corrected` is the verdict with intervals of 1 - 0.05/n for n claims (Bonferroni).  With at least 95 % all of
+    them contain the true differences, if the claims and the seeds were fixed beforehand (here they were not, see ABOUT.md)."""
     learned, knob, repaired, table1 = map(rows_of, ("learned", "knob", "scale_repaired", "table1"))
     found = compare(learned, "")
     for data_set in DATA:

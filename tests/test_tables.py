@@ -207,7 +207,7 @@ def test_a_signal_stops_the_queue_and_its_run(tmp_path, number):
     (tmp_path / "train.py").write_text("import sys, time, types\nparse = lambda argv: types.SimpleNamespace(probe_epochs=None, epochs=1)\nconfig_of = lambda args: dict(seed=0)\n"
                                        "if __name__ == '__main__':\n    open('started', 'w').close()\n    time.sleep(60)\n    open('ended', 'w').close()")
     queue = subprocess.Popen([sys.executable, "results/run.py", "structure"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "started").exists():
+    while queue.poll() is None and not (tmp_path / "started").exists():
         time.sleep(0.05)
     queue.send_signal(number)
     assert (queue.communicate(timeout=30)[1], queue.returncode) == ("", 0) and not (tmp_path / "ended").exists()
