@@ -10,6 +10,7 @@ process of each machine must call it first.
 """
 import functools
 import hashlib
+import math
 import os
 from collections import namedtuple
 
@@ -73,6 +74,40 @@ def mean_std(x):
     mean = [(c * level).sum() / c.sum() for c in counts]
     std = [((c * (level - m) ** 2).sum() / c.sum()).sqrt().clamp(min=1 / 255) for c, m in zip(counts, mean)]
     return [float(m) for m in mean], [float(s) for s in std]
+
+
+# ---------------------------------------------------------------- augmentations: each image its own draw
+def shift(x, u, strength=0.2):
+    """Images moved by whole pixels, up to int(strength·H) along each axis, with 0 around them.
+
+    x (B, C_in, H, W) in 0 … 1; u (B, 9) uniform in 0 … 1, of which two are used → as x."""
+    most = int(strength * x.shape[-2])
+    first = (u[:, :2] * (2 * most + 1)).long().clamp(max=2 * most)  # (B, 2): where the window begins in the padded image
+    padded = torch.nn.functional.pad(x, [most] * 4)  # (B, C_in, H + 2·most, W + 2·most)
+    rows = first[:, :1] + torch.arange(x.shape[-2], device=x.device)  # (B, H)
+    columns = first[:, 1:] + torch.arange(x.shape[-1], device=x.device)  # (B, W)
+    image = torch.arange(len(x), device=x.device)[:, None, None]  # (B, 1, 1)
+    return padded.movedim(1, -1)[image, rows[:, :, None], columns[:, None]].movedim(-1, 1)  # (B, C_in, H, W)
+
+
+def jitter(x, u, strength=None):
+    """Ordinary augmentation: an affine change, strokes thicker or thinner, contrast and gamma.
+
+    Turned by up to ±10°, scaled by e^±0.1, sheared by ±0.15, moved by ±2/29 of the size (bilinear, 0 outside); mixed with its
+    dilation or erosion over 3 × 3 pixels, with a weight of 0 … 1; contrast 0.5 … 1; gamma e^±0.7.  All are uniform.
+    x (B, C_in, H, W) in 0 … 1; u (B, 9) uniform in 0 … 1; strength: not used, as in `shift` → as x, in 0 … 1."""
+    s = 2 * u - 1  # (B, 9) in -1 … 1
+    angle, size, shear = s[:, 0] * math.pi / 18, torch.exp(0.1 * s[:, 1]), 0.15 * s[:, 2]  # (B,) each
+    cos, sin = angle.cos() / size, angle.sin() / size  # (B,) twice
+    row1 = torch.stack([cos, cos * shear - sin, s[:, 3] * 4 / 29], 1)  # (B, 3): where an output pixel looks in the input
+    row2 = torch.stack([sin, sin * shear + cos, s[:, 4] * 4 / 29], 1)  # (B, 3)
+    grid = torch.nn.functional.affine_grid(torch.stack([row1, row2], 1), x.shape, align_corners=False)  # (B, H, W, 2)
+    x = torch.nn.functional.grid_sample(x, grid, align_corners=False)  # (B, C_in, H, W)
+    thick = torch.nn.functional.max_pool2d(x, 3, stride=1, padding=1)
+    thin = -torch.nn.functional.max_pool2d(-x, 3, stride=1, padding=1)
+    u = u[..., None, None, None]  # (B, 9, 1, 1, 1)
+    x = x.lerp(torch.where(u[:, 5] < 0.5, thick, thin), u[:, 6])
+    return (x * (0.5 + 0.5 * u[:, 7])).clamp(0, 1) ** torch.exp(0.7 * (2 * u[:, 8] - 1))
 
 
 # ---------------------------------------------------------------- the five sources

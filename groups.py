@@ -294,7 +294,7 @@ def pairs(group, g0, max_distance=None, metric="euclidean"):
     """The elements from which g1 and g2 are drawn, and which pairs (g1, g2) are allowed.
 
     An element g is used if all of g⁻¹·g0 lies on the feature map (no wrap, no padding).  A pair is allowed if the two bundles
-    are at most `max_distance` apart (None: any pair).  g0 (|g0|,) → elements (M,) long and allowed (M, M) bool.
+    are at most `max_distance` apart (None: any pair; 0: both from one slot, which needs an augmentation).  g0 (|g0|,) → elements (M,) long and allowed (M, M) bool.
     Raises ValueError if fewer than two elements remain, or no two different ones are within `max_distance`."""
     g = torch.arange(group.order)  # (|G|,)
     g = g[group.fits_inside(g, g0)]  # (M,)
@@ -304,7 +304,7 @@ def pairs(group, g0, max_distance=None, metric="euclidean"):
     place = group.shift_base(g, g0[:1])[:, 0]  # (M,) the first element of each bundle
     d = group.distance(place[:, None], place[None, :], metric)  # (M, M)
     allowed = d <= (torch.inf if max_distance is None else max_distance)  # (M, M)
-    if not (allowed & ~torch.eye(len(g), dtype=torch.bool)).any():
+    if max_distance != 0 and not (allowed & ~torch.eye(len(g), dtype=torch.bool)).any():
         raise ValueError(f"no two elements are within a {metric} distance of {max_distance}: the nearest are {d[d > 0].min():.3g} apart")
     return g, allowed
 

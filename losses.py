@@ -98,7 +98,7 @@ def bundles(f, x, base, group):
         raise ValueError(f"{len(x)} images, but base spaces for {len(base)}, with elements {base.min()} … {base.max()} of 0 … {group.order - 1}: "
                          "give one g for each image, and draw it with groups.pairs and groups.sample")
     flat, pool = base.flatten(1), getattr(f, "pool", "mean")  # (B, m·n)
-    if not group.spatial and getattr(f, "independent", False) and f.order == group.order > 2 * n:
+    if not group.spatial and getattr(f, "sampled", getattr(f, "independent", False)) and f.order == group.order:
         z = fibers(f(x, flat), group, pool)  # (B, m·n, C): only those fibers
         return z.unflatten(1, (m, n)).flatten(2).transpose(0, 1)  # (m, B, n·C)
     z = fibers(f(x), group, pool)  # (B, |G|, C)
@@ -123,70 +123,30 @@ def cosine_regression(p1, p2, y1, y2):
         return (one + two).mean()  # ()
 
 
-def a_ssl(f, h, x, group, g0, g1, g2, map_group=None):
+def a_ssl(f, h, x, group, g0, g1, g2, map_group=None, x2=None):
     """Eq. 2, the two views: h(f(T_g1 x)(g0)) and h(f(T_g2 x)(g0)).
 
     f, h: backbone (see `bundles`) and head; x (B, C_in, H, W); g1, g2 (B,); g0 (|g0|,) or (B, |g0|), the same for both views;
-    group acts on the images; map_group (default: group) defines how fibers are read off z.
-    Returns y1, y2 (B, D): the arguments of `info_nce`."""
-    x12 = torch.cat([group.T(x, g1), group.T(x, g2)])  # (2B, C_in, H, W): two images …
+    group acts on the images; map_group (default: group) defines how fibers are read off z.  x2 (default x): the images of the
+    second view, if an augmentation changes each view by itself.  Returns y1, y2 (B, D): the arguments of `info_nce`."""
+    x12 = torch.cat([group.T(x, g1), group.T(x if x2 is None else x2, g2)])  # (2B, C_in, H, W): two images …
     base = torch.atleast_2d(g0).expand(len(x), -1).repeat(2, 1)[:, None]  # (2B, 1, |g0|): … one base space
     y = bundles(f, x12, base, map_group or group)[0]  # (2B, |g0|·C)
     return h(y).chunk(2)  # (B, D) twice
 
 
-def h_ssl(f, h, x, group, g0, g1, g2):
+def h_ssl(f, h, x, group, g0, g1, g2, x2=None):
     """Eq. 3, the two views: h(f(x)(g1⁻¹·g0)) and h(f(x)(g2⁻¹·g0)), with the indices of Eq. 6 (those printed in Eq. 3 have
-    errors).  Arguments and result as in `a_ssl`.
+    errors).  Arguments and result as in `a_ssl`.  With x2 (Appendix A: an augmentation that f's slots do not hold) there are two
+    passes, one for each image: h(f(x)(g1⁻¹·g0)) and h(f(x2)(g2⁻¹·g0)).
 
     For translation and scale draw g1, g2 with `groups.pairs` and `groups.sample`: g⁻¹·g0 must not leave the map or the list."""
-    base = torch.stack([group.shift_base(g1, g0), group.shift_base(g2, g0)], 1)  # (B, 2, |g0|): two base spaces …
-    y = bundles(f, x, base, group).flatten(0, 1)  # … of one image: (2B, |g0|·C)
+    bases = group.shift_base(g1, g0), group.shift_base(g2, g0)  # (B, |g0|) twice: two base spaces …
+    if x2 is None:
+        y = bundles(f, x, torch.stack(bases, 1), group).flatten(0, 1)  # … of one image: (2B, |g0|·C)
+    else:
+        y = bundles(f, torch.cat([x, x2]), torch.cat(bases)[:, None], group)[0]  # (2B, |g0|·C)
     return h(y).chunk(2)  # (B, D) twice
-
-
-def hybrid(f, h, x, group, g0, g1, g2, pixels, a1, a2):
-    """Appendix A, both changes at once: h(f(T_a1 x)(g1⁻¹·g0)) and h(f(T_a2 x)(g2⁻¹·g0)).
-
-    The group `pixels` changes the image by a1, a2 (B,), as in Eq. 2; f's lifted axis does not hold these elements.  `group`
-    moves the base space by g1, g2 (B,), as in Eq. 3.  The other arguments and the result are as in `a_ssl`."""
-    x12 = torch.cat([pixels.T(x, a1), pixels.T(x, a2)])  # (2B, C_in, H, W): two images …
-    base = torch.cat([group.shift_base(g1, g0), group.shift_base(g2, g0)])[:, None]  # (2B, 1, |g0|): … and two base spaces
-    y = bundles(f, x12, base, group)[0]  # (2B, |g0|·C)
-    return h(y).chunk(2)  # (B, D) twice
-
-
-@torch.no_grad()
-def distances(f, x, group, elements, g0, map_group=None):
-    """How f responds to T_g, for each g in `elements`: three distances in feature space, root mean squares over images.
-
-        invariance  ‖f(T_g x)(g0) - f(x)(g0)‖         how much T_g changes the features at g0
-        equation1   ‖f(T_g x)(g0) - f(x)(g⁻¹·g0)‖     how far Eq. 1 is from true, the one step from Eq. 2 to Eq. 3
-        axis        ‖f(x)(g⁻¹·g0) - f(x)(g0)‖         how much the features change along the lifted axis
-
-    Each is divided by the distance between two different images, √ mean over i ≠ k of ‖f(x_i)(g0) - f(x_k)(g0)‖²: 1 means
-    "as far apart as two images".  The null of equation1 is invariance: the error of Eq. 1 if Γ_g did nothing.
-    If f is exactly equivariant, equation1 is 0 and invariance equals axis (not for scale, see the top of this file).
-
-    x (B, C_in, H, W); elements (M,); g0 (|g0|,).  map_group: given if the group does not act on z, it defines how
-    fibers are read off z; equation1 and axis are then None, since there is no Γ_g.  → dict of three lists of M floats.  Each
-    float is None if f gives all images the same features, up to rounding, or if there is one image (0/0).  Raises ValueError if
-    f is in training mode."""
-    if getattr(f, "training", False):
-        raise ValueError("distances need f in evaluation mode: f.eval()")
-    few = lambda x, base: bundles(f, x, base.expand(len(x), -1, -1), map_group or group)  # (m, B, |g0|·C) at m base spaces
-    read = lambda x, base: torch.cat([few(part, base) for part in x.split(128)], 1)  # (m, B, |g0|·C), in little memory
-    here = read(x, g0[None])[0]  # (B, |g0|·C)
-    moved = [read(group.T(x, g.expand(len(x))), g0[None])[0] for g in elements]  # M × (B, |g0|·C)
-    rms = lambda a: a.double().pow(2).sum(1).mean().sqrt()  # (B, |g0|·C) → ()
-    two_images = (2 * here.double().var(0, correction=0).sum() * len(x) / max(1, len(x) - 1)).sqrt()  # (): mean over i ≠ k of ‖a_i - a_k‖² is twice the variance
-    collapsed = two_images <= 8 * torch.finfo(here.dtype).eps * rms(here)  # (): images differ by no more than rounding
-    ratio = lambda a, b: None if collapsed else float(rms(a - b) / two_images)
-    found = dict(invariance=[ratio(m, here) for m in moved], equation1=None, axis=None)
-    if map_group is None:
-        along = read(x, group.shift_base(elements, g0))  # (M, B, |g0|·C)
-        found |= dict(equation1=[ratio(m, a) for m, a in zip(moved, along)], axis=[ratio(a, here) for a in along])
-    return found
 
 
 # ---------------------------------------------------------------- random elements, and diagnostics
@@ -197,14 +157,13 @@ class Draws:
     one random place for g0, shared by both views.  base_size = |G| reads all of z (SimCLR, Appendix C).
     H-SSL: g1 uniform among the elements that keep g0 on the map; g2 uniform among those whose bundle is at most
     max_distance from g1's (see `groups.pairs`).
-    Hybrid: as H-SSL, and also two translations a1, a2 of the image.
 
-    loss "assl" | "hssl" | "hybrid" (other losses of train.py draw as "assl" and do not use it); group "trans" | "rot" | "scale" | "rotscale"; structured: True if the group acts
+    loss "assl" | "hssl" (other losses of train.py draw as "assl" and do not use it); group "trans" | "rot" | "scale" | "rotscale"; structured: True if the group acts
     on z, False if z only has `order` numbered elements (Table 2); size: H of the images; positions, stride: H' of z and the pixels
     between neighbouring positions; base_size: |g0|; max_distance, distance: see `groups.pairs`; strength: 0 … 0.5.
     Attributes: pixels, map (the group as it acts on x, translation by single pixels, and on z), studied (its elements in `distances`),
-    moves (the group that acts on x in training), g0, structured.
-    Raises ValueError if `groups.pairs` or `base_space` does, and for a hybrid with "trans"."""
+    centre (the slot that the read-outs use), g0, structured.
+    Raises ValueError if `groups.pairs` or `base_space` does."""
 
     def __init__(self, loss, group, structured, order, size, positions, stride, base_size=1, max_distance=None,
                  distance="euclidean", strength=0.2):
@@ -220,9 +179,7 @@ class Draws:
         else:
             self.g0 = self.map.base_space(base_size)  # (|g0|,)
             self.places, self.allowed = groups.pairs(self.map, self.g0, max_distance, distance)
-        if loss == "hybrid" and group == "trans":
-            raise ValueError("a hybrid translates the image and moves along another group: take rot, scale or rotscale")
-        self.moves = groups.Translation(size, size) if loss == "hybrid" else self.pixels  # acts on images in training
+        self.centre = grid // 2 * (grid + 1) if group == "trans" and structured else 0
         self.strength, self.size = strength, size
 
     def augmentations(self, group, strength):
@@ -231,39 +188,36 @@ class Draws:
         return g[torch.stack(group.signed(g)).abs().amax(0) <= int(strength * self.size)] if group.spatial else g  # (M,)
 
     def __call__(self, batch, generator=None):
-        """→ g0 (B, |g0|), g1 (B,), g2 (B,) long, on the CPU; for a hybrid also a1 and a2 (B,)."""
+        """→ g0 (B, |g0|), g1 (B,), g2 (B,) long, on the CPU."""
         pick = lambda elements: elements[torch.randint(len(elements), (batch,), generator=generator)]  # (B,)
-        change = lambda: pick(self.augmentations(self.moves, self.strength))  # (B,)
-        if self.loss in ("hssl", "hybrid"):
-            views = self.g0.expand(batch, -1), *groups.sample(self.places, self.allowed, batch, generator)
-            return views if self.loss == "hssl" else (*views, change(), change())
+        change = lambda: pick(self.augmentations(self.pixels, self.strength))  # (B,)
+        if self.loss == "hssl":
+            return self.g0.expand(batch, -1), *groups.sample(self.places, self.allowed, batch, generator)
         return self.map.shift_base(pick(self.places), self.g0), change(), change()
 
-    def views(self, f, h, x, g0, g1, g2, *more):
-        """The two views of images x (B, C_in, H, H) by the loss's equation, for elements drawn by this object: (B, D) twice."""
+    def views(self, f, h, x, g0, g1, g2, x2=None):
+        """The two views of images x (B, C_in, H, H), or of x and x2, by the loss's equation, for elements drawn by this object: (B, D) twice."""
         if self.loss == "assl":
-            return a_ssl(f, h, x, self.moves, g0, g1, g2, self.map)  # (B, D) twice
-        if self.loss == "hybrid":
-            return hybrid(f, h, x, self.map, g0, g1, g2, self.moves, *more)  # (B, D) twice
-        return h_ssl(f, h, x, self.map, g0, g1, g2)  # (B, D) twice
+            return a_ssl(f, h, x, self.pixels, g0, g1, g2, self.map, x2)  # (B, D) twice
+        return h_ssl(f, h, x, self.map, g0, g1, g2, x2)  # (B, D) twice
 
     def moved(self, x, generator):
-        """Images x (B, C_in, H, H), each changed by a random T_g of `pixels` (translation: ±20 %) → the same shape."""
-        g = self.augmentations(self.pixels, 0.2)  # (M,)
+        """Images x (B, C_in, H, H), each changed by a random T_g of `pixels` other than e (translation: ±20 %) → the same shape."""
+        g = self.augmentations(self.pixels, 0.2)[1:]  # (M,), without e
         return self.pixels.T(x, g[torch.randint(len(g), (len(x),), generator=generator)].to(x.device))  # (B, C_in, H, H)
 
     def distances(self, f, x):
-        """`distances` of f on images x, for every g = 1, 2, … of `studied`.  Translation: shifts down by 1, 2, … positions
+        """`probe.distances` of f on images x, for every g = 1, 2, … of `studied`.  Translation: shifts down by 1, 2, … positions
         up to half the map, read at its centre.  Without structure all of z is read.  f runs in evaluation mode."""
+        import probe
         group = self.studied
         last, step = (group.height // 2, group.width) if group.spatial else (group.order - 1, 1)
-        centre = group.height // 2 * (group.width + 1) if group.spatial else 0
-        g0 = torch.tensor([centre]) if self.structured else self.all  # (1,) or (|G|,)
+        g0 = torch.tensor([self.centre]) if self.structured else self.all  # (1,) or (|G|,)
         elements = torch.arange(1, last + 1) * step  # (M,)
         training = f.training
         f.eval()
-        found = distances(f, x, group, elements.to(x.device), g0.to(x.device),
-                          None if self.structured else self.map)
+        found = probe.distances(f, x, group, elements.to(x.device), g0.to(x.device),
+                                None if self.structured else self.map)
         f.train(training)
         return found
 

@@ -1,24 +1,35 @@
-"""Evaluate a run: five read-outs of its frozen features, and three distances between features.
+"""Evaluate a run: how its frozen features respond to T_g, and what a simple classifier reads off them.
 
-    python probe.py runs/mnist5k-scale-hssl-equivariant-seed0     # prints a small table, writes probe.json
+    python probe.py runs/mnist5k-scale-hssl-equivariant-seed0     # prints a table, writes probe.json
 
 Needs six siblings: backbones.py, checkpoint.py, data.py, groups.py, launch.py, losses.py (and what they need).
 
-Read-outs, in per cent of the test images; the network is frozen:
-    top1     the classifier of Appendix B with a new linear layer; on MNIST after one more group convolution (random unless supervised)
-    linear   a linear layer on one vector for each image: the maximum over the lifted axis of the fibers pooled over space
-    knn      20 nearest neighbours, with the same vectors
-    fiber    20 nearest neighbours, with one fiber f(x)(g0), at element 0 (translation: at the centre)
-    moved    as fiber, but each test image is first changed by a random T_g.  The training images are not changed.  If f is
-             invariant to T_g, this equals fiber
-Distances: `losses.distances`.
+Distances and retrieval, for each g other than e, on up to 1,000 test images (`distances`):
+    invariance   ‖f(T_g x)(g0) - f(x)(g0)‖        the change under g; null: 1, as far as two different images
+    equation1    ‖f(T_g x)(g0) - f(x)(g⁻¹·g0)‖    the error of Eq. 1; null: invariance, as if Γ_g did nothing
+    axis         ‖f(x)(g⁻¹·g0) - f(x)(g0)‖        how much the slots of one map differ
+    retrieval    per cent of images x that are the nearest of all to f(T_g x)(g0), by cosine
+    bins         the same with eight grey values counted in the image, without a network
+
+Read-outs, in per cent of the test images.  The classifiers learn on images as they are; `_changed` reads test images that
+were changed by a random g other than e.
+    top1         the classifier of Appendix B with a new linear layer
+    linear_one   a linear classifier on one slot, f(x)(g0)
+    linear_all   a linear classifier on the maximum over all slots.  In an exactly equivariant network this is invariant for
+                 nothing: untrained it reads turned images as well as upright ones
+    knn_one, knn_all   20 nearest neighbours on the same two features
 """
 import json
 import os
 import sys
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, ShuffleSplit
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
@@ -29,78 +40,114 @@ import groups
 import launch
 import losses
 
-READOUTS = ("top1", "linear", "knn", "fiber", "moved")
+CHANGE = ("invariance", "equation1", "axis", "retrieval", "bins")
+READOUTS = ("top1",) + tuple(f"{kind}_{slots}{changed}" for kind in ("linear", "knn")
+                             for slots in ("one", "all") for changed in ("", "_changed"))
 
 
+# ---------------------------------------------------------------- distances
+@torch.no_grad()
+def distances(f, x, group, elements, g0, map_group=None):
+    """How f responds to T_g, for each g in `elements`: root mean squares over images, and retrieval.  See the top of this file.
+
+    The three distances are divided by the distance between two different images, √ mean over i ≠ k of ‖f(x_i)(g0) - f(x_k)(g0)‖².
+    If f is exactly equivariant, equation1 is 0 and invariance equals axis (not for scale: the mean of a shrunk map is another).
+
+    f         backbone in evaluation mode
+    x         (B, C_in, H, W) images in 0 … 1
+    elements  (M,) long
+    g0        (|g0|,) long, the slots that are read
+    map_group given if `group` does not act on z: how slots are read; equation1 and axis are then None
+    Returns a dict of lists of M floats.  A distance is None if f gives all images the same features, up to rounding, or if
+    there is one image (0/0).  Raises ValueError if f is in training mode."""
+    if getattr(f, "training", False):
+        raise ValueError("distances need f in evaluation mode: f.eval()")
+
+    def read(x, base):  # (B, …) images at m base spaces (m, |g0|) → (m, B, |g0|·C), in little memory
+        parts = [losses.bundles(f, part, base.expand(len(part), -1, -1), map_group or group) for part in x.split(128)]
+        return torch.cat(parts, 1).double().cpu()
+
+    def rms(a):  # (B, |g0|·C) → ()
+        return a.pow(2).sum(1).mean().sqrt()
+
+    here = read(x, g0[None])[0]  # (B, |g0|·C)
+    two_images = (2 * here.var(0, correction=0).sum() * len(x) / max(1, len(x) - 1)).sqrt()  # ()
+    collapsed = bool(two_images <= 8 * torch.finfo(x.dtype).eps * rms(here))  # images differ by no more than rounding
+    keys, grey = torch.nn.functional.normalize(here), grey_bins(x)  # (B, |g0|·C), (B, 8·C_in)
+    itself = torch.arange(len(x))  # (B,)
+    found = {name: [] for name in CHANGE}
+    for g in elements:
+        changed = group.T(x, g.expand(len(x)))  # (B, C_in, H, W)
+        moved = read(changed, g0[None])[0]  # (B, |g0|·C)
+        nearest = (torch.nn.functional.normalize(moved) @ keys.T).argmax(1)  # (B,)
+        alike = torch.cdist(grey_bins(changed), grey, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)  # (B,)
+        found["retrieval"].append(100 * float((nearest == itself).double().mean()))
+        found["bins"].append(100 * float((alike == itself).double().mean()))
+        pairs = dict(invariance=(moved, here))
+        if map_group is None:
+            along = read(x, group.shift_base(g[None], g0))[0]  # (B, |g0|·C)
+            pairs |= dict(equation1=(moved, along), axis=(along, here))
+        for name, (a, b) in pairs.items():
+            found[name].append(None if collapsed else float(rms(a - b) / two_images))
+    return {name: values or None for name, values in found.items()}
+
+
+def grey_bins(x, bins=8):
+    """How many pixels of each image have each of eight grey values: (B, C_in, H, W) in 0 … 1 → (B, 8·C_in) float64, on the CPU."""
+    level = (x.cpu() * bins).long().clamp(0, bins - 1).flatten(2)  # (B, C_in, H·W)
+    return torch.nn.functional.one_hot(level, bins).sum(2).flatten(1).double()  # (B, 8·C_in)
+
+
+# ---------------------------------------------------------------- read-outs
 @torch.no_grad()
 def encode(f, classifier, draws, x, device, dtype=None, generator=None, batch=256, quiet=True):
     """Images x (N, C_in, H, W) uint8 → frozen features, three float32 tensors on the CPU.
 
-    (N, C'), `classifier.features(z)`; (N, C), the maximum over the group of the pooled fibers; (N, C), one fiber f(x)(g0) at
-    element 0, for translation at the centre.  Without structure the last two are all of z, pooled over space: (N, G·C).
-    generator: if given, each image is first changed by a random T_g, see `losses.Draws.moved`, and only the last is computed."""
-    features, pooled, one = [], [], []
+    (N, C'), `classifier.features(z)`; (N, C), one slot: f(x)(g0) at slot 0, for translation at the centre; (N, C), all slots: their
+    maximum.  Without structure a maximum over slots has no meaning: there the last is all of z, (N, G·C).
+    generator: if given, each image is first changed by a random T_g other than e, see `losses.Draws.moved`."""
+    features, one, every = [], [], []
     for part in tqdm(x.split(batch), desc="encode", unit="batch", leave=False, disable=True if quiet else None):
         part = part.to(device).float() / 255  # (B, C_in, H, W)
+        if generator is not None:
+            part = draws.moved(part, generator)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            if generator is None:
-                z = f(part)  # (B, C, G, H', W')
-                features.append(classifier.features(z).float().cpu())  # (B, C')
-            else:
-                element0 = [torch.zeros(len(part), 1, dtype=torch.long, device=device)] if f.independent and f.order > 1 else []  # all that is read
-                z = f(draws.moved(part, generator), *element0)  # (B, C, 1, H', W'), or (B, C, G, H', W') if f can't compute only some
-        z = (z if draws.structured else backbones.as_channels(z)).float()  # (B, C, G, H', W') or (B, G·C, 1, H', W')
-        fibers = groups.fibers(z, groups.Rotation(), f.pool)  # (B, G, C): pooled over space, for translation too
-        if generator is None:
-            pooled.append(fibers.amax(1).cpu())  # (B, C)
-        one.append((z[:, :, 0, z.shape[-2] // 2, z.shape[-1] // 2] if draws.map.spatial else fibers[:, 0]).cpu())  # (B, C)
-    return [torch.cat(parts) if parts else None for parts in (features, pooled, one)]
+            z = f(part)  # (B, C, G, H', W')
+            features.append(classifier.features(z).float().cpu())  # (B, C')
+        fibers = groups.fibers(z.float(), draws.map, f.pool).cpu()  # (B, |G|, C)
+        one.append(fibers[:, draws.centre])  # (B, C)
+        every.append(fibers.amax(1) if draws.structured else fibers.flatten(1))  # (B, C) or (B, G·C)
+    return torch.cat(features), torch.cat(one), torch.cat(every)
 
 
-def linear_accuracy(train_x, train_y, test_x, test_y, classes, steps=3000, epochs=50, batch=256, lr=0.01, seed=0):
-    """Top-1 in per cent of a linear layer on standardised features (N, C), trained on labels (N,) with Adam and a cosine schedule.
+def linear_accuracy(train_v, train_y, *tests):
+    """A linear classifier: logistic regression on standardised features, converged, C chosen on a fifth of the training images.
 
-    It learns for `steps` steps or `epochs` epochs, whichever is longer.  Sets torch's seed."""
-    steps = max(steps, epochs * len(train_y) // batch)
-    mean, std = train_x.mean(0), train_x.std(0).clamp(min=1e-6)  # (C,)
-    train_x = (train_x - mean) / std  # (N, C)
-    torch.manual_seed(seed)
-    linear = torch.nn.Linear(train_x.shape[1], classes)
-    optimizer = torch.optim.Adam(linear.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
-        index = torch.randint(len(train_y), (batch,))  # (B,)
-        loss = F.cross_entropy(linear(train_x[index]), train_y[index])  # ()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        return 100 * float((linear((test_x - mean) / std).argmax(1) == test_y).float().mean())
+    train_v (N, C), train_y (N,); tests: pairs of features (M, C) and labels (M,) → top-1 in per cent, one for each test."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
+    split = ShuffleSplit(1, test_size=0.2, random_state=0)
+    model = GridSearchCV(model, {"logisticregression__C": (0.001, 0.01, 0.1, 1.0, 10.0)}, cv=split)
+    model.fit(train_v.double().numpy(), train_y.numpy())
+    return [100 * model.score(v.double().numpy(), y.numpy()) for v, y in tests]
 
 
-@torch.no_grad()
-def knn_accuracy(train_v, train_y, test_v, test_y, k=20, tau=0.07, batch=1000):
-    """Top-1 in per cent of k nearest neighbours: cosine similarity s, votes with weight exp(s/τ) (Wu et al. 2018).
+def knn_accuracy(train_v, train_y, *tests, k=20, tau=0.07):
+    """k nearest neighbours: cosine similarity s, votes with weight exp(s/τ) (Wu et al. 2018).  As `linear_accuracy`."""
+    def votes(distance):  # 1 - s
+        return np.exp((1 - distance) / tau)
 
-    train_v, test_v (N, C); train_y, test_y (N,) long."""
-    train_v, test_v = F.normalize(train_v, dim=1), F.normalize(test_v, dim=1)  # (N, C)
-    k, classes, right = min(k, len(train_y)), int(train_y.max()) + 1, 0
-    for v, y in zip(test_v.split(batch), test_y.split(batch)):
-        s, i = (v @ train_v.T).topk(k, dim=1)  # (B, k)
-        votes = torch.zeros(len(y), classes).scatter_add_(1, train_y[i], (s / tau).exp())  # (B, classes)
-        right += (votes.argmax(1) == y).sum()
-    return 100 * float(right) / len(test_y)
+    model = KNeighborsClassifier(min(k, len(train_y)), metric="cosine", weights=votes)
+    model.fit(train_v.numpy(), train_y.numpy())
+    return [100 * model.score(v.numpy(), y.numpy()) for v, y in tests]
 
 
 def evaluate(f, classifier, draws, images, device, dtype=None, seed=0, quiet=True, feed=True):
-    """The read-outs in per cent, the distances, and the numbers of images: a dict, see the top of this file.
+    """All measures of the top of this file, and the numbers of images: a dict.
 
     f and classifier are left in evaluation mode; their weights do not change.  A BatchNorm that has seen no image yet (the
     classifier's, and all of an untrained network) takes its statistics from 2,048 training images.  Without this
-    BatchNorm would not normalise in an untrained network, and the comparison with a trained one would not be fair.  feed=False leaves its
-    statistics unchanged.  The distances are computed in float32, on at most 1,024 test images."""
-    state = torch.random.get_rng_state()
+    BatchNorm would not normalise in an untrained network, and the comparison with a trained one would not be fair.  feed=False
+    leaves its statistics unchanged.  Distances and retrieval are computed in float32, on at most 1,000 test images."""
     f.eval(), classifier.eval()
     fresh = [m for m in (*f.modules(), *classifier.modules()) if isinstance(m, _BatchNorm) and not int(m.num_batches_tracked)]
     if fresh and feed:
@@ -108,26 +155,31 @@ def evaluate(f, classifier, draws, images, device, dtype=None, seed=0, quiet=Tru
         for norm in fresh:
             norm.train().momentum = None  # a plain average over batches
         n = min(2048, len(images.train_x))
-        encode(f, classifier, draws, images.train_x[:n - (n % 256 == 1)], device, dtype, batch=256)  # no batch of one: it has no variance
+        encode(f, classifier, draws, images.train_x[:n - (n % 256 == 1)], device, dtype)  # no batch of one: it has no variance
         for norm, momentum in zip(fresh, momenta):
             norm.eval().momentum = momentum
     train = encode(f, classifier, draws, images.train_x, device, dtype, quiet=quiet)  # (N, C'), (N, C), (N, C)
     test = encode(f, classifier, draws, images.test_x, device, dtype, quiet=quiet)
-    moved = encode(f, classifier, draws, images.test_x, device, dtype, torch.Generator().manual_seed(0), quiet=quiet)
-    learn = lambda i: linear_accuracy(train[i], images.train_y, test[i], images.test_y, images.classes, seed=seed)
-    neighbours = lambda i, tests: knn_accuracy(train[i], images.train_y, tests[i], images.test_y)
-    found = dict(zip(READOUTS, (learn(0), learn(1), neighbours(1, test), neighbours(2, test), neighbours(2, moved))))
-    torch.random.set_rng_state(state)
-    found |= draws.distances(f, images.test_x[:1024].to(device).float() / 255)
-    return found | dict(train_images=len(images.train_y), test_images=len(images.test_y))
+    changed = encode(f, classifier, draws, images.test_x, device, dtype, torch.Generator().manual_seed(0), quiet=quiet)
+    train_y, test_y = images.train_y, images.test_y
+    found = dict(top1=linear_accuracy(train[0], train_y, (test[0], test_y))[0])
+    for slots, i in (("one", 1), ("all", 2)):
+        tests = (test[i], test_y), (changed[i], test_y)
+        found[f"linear_{slots}"], found[f"linear_{slots}_changed"] = linear_accuracy(train[i], train_y, *tests)
+        found[f"knn_{slots}"], found[f"knn_{slots}_changed"] = knn_accuracy(train[i], train_y, *tests)
+    found |= draws.distances(f, images.test_x[:1000].to(device).float() / 255)
+    return found | dict(train_images=len(train_y), test_images=len(test_y))
 
 
 def report(found):
-    """The result of `evaluate` as a small text table.  ± is the standard error due to the number of test images."""
-    error = lambda p: (p * (100 - p) / found["test_images"]) ** 0.5  # √(p(1 - p)/n), in points
-    lines = ["   ".join(f"{name} {found[name]:.2f} ± {error(found[name]):.2f} %" for name in READOUTS)]
-    lines.append("distances over that of two different images, for g = 1 …")
-    for name, what in (("invariance", "f(T_g x)(g0) - f(x)(g0)"), ("equation1", "f(T_g x)(g0) - f(x)(g⁻¹·g0)"), ("axis", "f(x)(g⁻¹·g0) - f(x)(g0)")):
+    """The result of `evaluate` as a small text table: per cent of the test images, then distances and retrieval for g = 1, 2, …"""
+    lines = []
+    for kind in ("linear", "knn"):
+        for slots in ("one", "all"):
+            name = f"{kind}_{slots}"
+            lines.append(f"{name:12} {found[name]:5.1f} %   changed by g {found[name + '_changed']:5.1f} %")
+    lines = [f"{'top1':12} {found['top1']:5.1f} %", *lines]
+    for name in CHANGE:
         values = found[name]
         if values is None:
             told = "no Γ_g acts on this network"
@@ -135,7 +187,7 @@ def report(found):
             told = "undefined: one image, or f gives all images the same features"
         else:
             told = " ".join(f"{v:.3f}" if v > 1e-3 or v == 0 else f"{v:.0e}" for v in values)
-        lines.append(f"  {name:10} ‖{what}‖".ljust(46) + told)
+        lines.append(f"{name:12} {told}")
     return "\n".join(lines)
 
 
@@ -146,6 +198,8 @@ def network(config, images):
     c_in, size = images.train_x.shape[1], images.train_x.shape[-1]
     f, h, classifier = backbones.build(images.kind, config["group"], config["backbone"], config["width"], images.classes, size, c_in,
                                        *data.mean_std(images.train_x), config["base_size"], functions=config["functions"], pool=config["pool"])
+    if hasattr(f, "independent"):
+        f.sampled = f.independent and config["slots"] == "sampled"  # else all slots are computed, also by H-SSL
     if config["epsilon"]:
         backbones.perturb(f, config["epsilon"], config["seed"])
     with torch.no_grad():

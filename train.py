@@ -64,13 +64,15 @@ def parse(argv=None):
     add("--image-size", type=launch.number(int, 16, 1024), metavar="PX", help="pad with black, or crop, to this size; images of more than 29 px are first resized to 32 and cropped to 31 (default: 29 for MNIST and for a folder of at most 29, 31 for the others)")
     add = p.add_argument_group("the loss").add_argument
     choice(add, "--group", ("rot", "scale", "trans", "rotscale"), "rotations (90°), scales, translations, or rotations and scales")
-    choice(add, "--loss", ("hssl", "assl", "hybrid", "supervised", "frozen"), "hssl: Eq. 3, assl: Eq. 2, hybrid: both at once (Appendix A), supervised: labels, frozen: an untrained network")
+    choice(add, "--loss", ("hssl", "assl", "supervised", "frozen"), "hssl: Eq. 3, assl: Eq. 2, supervised: labels, frozen: an untrained network")
+    choice(add, "--augment", ("none", "shift", "jitter"), "an ordinary augmentation of each view by itself, beside the group. shift: by up to --strength of the size (Appendix A); jitter: stroke, grey values and shape. H-SSL then makes two passes")
     choice(add, "--objective", ("infonce", "ntxent", "bilinear", "byol", "simsiam"), "how two views are compared; infonce: Eq. 2, ntxent: SimCLR, bilinear: DIM(L); byol and simsiam: without negatives")
     add("--tau", type=launch.number(float, 1e-4, 1e4), default=0.1, help="temperature of InfoNCE (default 0.1)")
     add("--base-size", type=launch.number(int, 1, 10000), default=1, metavar="N", help="|g0|, fibers in a bundle (default 1); SimCLR: --loss assl and all fibers")
-    add("--max-distance", type=launch.number(float, 0, 1e9), metavar="D", help="largest --distance between the two bundles of a pair, for hssl and hybrid (default: any)")
+    add("--max-distance", type=launch.number(float, 0, 1e9), metavar="D", help="largest --distance between the two bundles of a pair, for hssl (default: any). 0, with --augment: both views from the same slot, that is, the augmentation alone")
     choice(add, "--distance", ("euclidean", "topological"), "the unit of --max-distance. euclidean: squared steps; topological: around the edge (trans: squared; rot: steps; scale: log of the ratio, at most 0.56)")
-    add("--strength", type=launch.number(float, 0, 0.5), default=0.2, help="largest shift (assl with trans; hybrid), as a part of the image size (default 0.2)")
+    add("--strength", type=launch.number(float, 0, 0.5), default=0.2, help="largest shift (assl with trans; --augment shift), as a part of the image size (default 0.2)")
+    add("--slots", choices=("sampled", "all"), help="sampled: compute only the slots that a loss reads; all: compute all, so that BatchNorm sees all (default: sampled for --base-size 1, else all)")
     add = p.add_argument_group("the network").add_argument
     choice(add, "--backbone", ("equivariant", "cnn", "mlp"), "the network; cnn and mlp are those of Table 2, without structure")
     add("--width", type=launch.number(float, 0, 16, above=True), default=1.0, help="factor for every number of channels (default 1)")
@@ -97,9 +99,12 @@ def parse(argv=None):
             setattr(args, name, value)
     if args.loss == "frozen":
         args.epochs = 0
+    args.slots = args.slots or ("sampled" if args.base_size == 1 else "all")
+    if args.max_distance == 0 and args.augment == "none":
+        raise UsageError("--max-distance 0 compares a slot with itself, which teaches nothing without an augmentation: add --augment jitter, or take a larger distance")
     learns = args.loss not in ("supervised", "frozen")
-    used = dict(max_distance=args.loss in ("hssl", "hybrid"), distance=args.max_distance is not None and args.backbone == "equivariant", unfed=args.loss == "frozen", objective=learns,
-                strength=args.loss == "hybrid" or args.loss == "assl" and args.group == "trans", base_size=learns,
+    used = dict(max_distance=args.loss == "hssl", augment=args.loss != "frozen", distance=args.max_distance is not None and args.backbone == "equivariant", unfed=args.loss == "frozen", objective=learns,
+                strength=args.augment == "shift" or args.loss == "assl" and args.group == "trans", base_size=learns,
                 tau=learns and args.objective not in ("byol", "simsiam"),
                 **dict.fromkeys(("functions", "pool", "epsilon"), args.backbone == "equivariant"))
     for name in used:
@@ -163,8 +168,8 @@ def learning_rate(step, steps, warmup, peak):
 
 # ---------------------------------------------------------------- what is learned
 class Objective(nn.Module):
-    """The loss of one process's share of a batch: x (B, C_in, H, W) in 0 … 1, labels (B,), elements (B, …)
-    → loss (), y1, y2 (B, D), which are None if supervised."""
+    """The loss of one process's share of a batch: x and x2 (B, C_in, H, W) in 0 … 1 (x2: None, or the images of the second view),
+    labels (B,), elements (B, …) → loss (), y1, y2 (B, D), which are None if supervised."""
 
     def __init__(self, args, f, h, classifier, draws):
         super().__init__()
@@ -179,16 +184,16 @@ class Objective(nn.Module):
         if args.objective == "byol":
             self.target = copy.deepcopy(nn.ModuleList([f, h])).requires_grad_(False)
 
-    def forward(self, x, labels, *elements):
+    def forward(self, x, x2, labels, *elements):
         args = self.args
         if args.loss == "supervised":
             logits = self.classifier(self.f(x))  # (B, classes)
             return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels), None, None  # at least float32
-        y1, y2 = self.draws.views(self.f, self.h, x, *elements)  # (B, D) twice
+        y1, y2 = self.draws.views(self.f, self.h, x, *elements, x2=x2)  # (B, D) twice
         if args.objective not in ("byol", "simsiam"):
             loss = losses.info_nce(y1, y2, args.tau, "ntxent" if args.objective == "ntxent" else "paper", getattr(self, "W", None))
             return loss, y1.detach(), y2.detach()
-        t1, t2 = self.draws.views(*self.target, x, *elements) if args.objective == "byol" else (y1, y2)  # (B, D) twice
+        t1, t2 = self.draws.views(*self.target, x, *elements, x2=x2) if args.objective == "byol" else (y1, y2)  # (B, D) twice
         return losses.cosine_regression(self.q(y1), self.q(y2), t1, t2), y1.detach(), y2.detach()
 
     @torch.no_grad()
@@ -268,8 +273,13 @@ def main(argv=None):
             elements = [g[share].to(device) for g in model.draws(args.batch_size, seeded(args.seed, step, 2))]  # (B, …) each
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, warmup, peak)
+            x1, x2 = x[batch].float() / 255, None  # (B, C_in, H, H): intensities in 0 … 1
+            if args.augment != "none":  # each view is changed by itself, with numbers drawn for the whole batch
+                u1, u2 = torch.rand(2, args.batch_size, 9, generator=seeded(args.seed, step, 3))[:, share].to(device)  # (B, 9) twice
+                augment = getattr(data, args.augment)
+                x1, x2 = augment(x1, u1, args.strength), augment(x1, u2, args.strength)  # (B, C_in, H, H) twice
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                loss, y1, y2 = wrapped(x[batch].float() / 255, y[batch], *elements)  # (), (B, D) twice; intensities in 0 … 1
+                loss, y1, y2 = wrapped(x1, x2, y[batch], *elements)  # (), (B, D) twice
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
             bad, stop = launch.max_over_ranks(device, not finite(loss, model, scaler), noted["signal"])
