@@ -46,9 +46,8 @@ class Backbone(nn.Module):
     def bundle(self, x, base):
         """The fiber bundle f(x)(base).
 
-        x     (B, C_in, H, W)
-        base  (B, …, n) long, slots of each image, on any device
-        Returns (B, …, n·C), in the order of base.  Raises ValueError if these do not fit."""
+        x (B, C_in, H, W), base (B, …, n) long: slots of each image → (B, …, n·C), in base's order.
+        Raises ValueError if these do not fit."""
         order = self.group.order
         if len(base) != len(x):
             raise ValueError(f"{len(x)} images, but base spaces for {len(base)}")
@@ -68,7 +67,7 @@ class Backbone(nn.Module):
         return fibers.unflatten(1, base.shape[1:]).flatten(-2)
 
     def read(self, z):
-        """The fibers of z (B, C, G, H', W'): (B, |G|, C)."""
+        """All fibers of z (B, C, G, H', W'): (B, |G|, C)."""
         return groups.fibers(z, self.group, self.pool)
 
     def check(self, x, elements):
@@ -143,9 +142,7 @@ class MNISTNet(Backbone):
     """Three group convolutions, each with BatchNorm and ReLU: 29 px → z (B, 128·width, G, 8, 8).
 
     scales, rotations, extent, conv  of the layers, and their class: see GConv
-    width      factor for every number of channels
-    c_in       channels of the images
-    normalise  the first module
+    width, c_in, normalise           factor for all channels; channels of the images; first module
     functions  basis functions of the first layer along each axis.  With the six scales more than
                nine do not fit on 7 pixels (notebook 02)
     pool       "mean" (the paper) or "max"

@@ -280,7 +280,7 @@ def join(parts, dim):
 
 
 def mix(y, w, rows, cols, bias):
-    """W·(B ∗ y): the e² responses to the basis (the "jets"), then a 1 × 1 convolution.
+    """W·(B ∗ y): the e² responses to the basis (the "jets"), then W at each position.
 
     The basis is separable and fixed.  So this takes two matrix products, and then e² = 9 multiply-
     adds for each pair of channels and position instead of k² = 25 … 49: up to six times as fast
@@ -294,9 +294,9 @@ def mix(y, w, rows, cols, bias):
     y = torch.matmul(rows.flatten(0, 1), y)  # (N, H'·e, W·C)
     y = y.view(-1, e, width, c).transpose(1, 2).reshape(-1, width, e * c)  # (N·H', W, e·C)
     y = torch.matmul(cols.flatten(0, 1), y)  # (N·H', W'·e, e·C)
-    y = y.view(n, out_height, -1, e * e * c).permute(0, 3, 1, 2)  # (N, e²·C, H', W')
+    y = y.view(n, out_height, -1, e * e * c)  # (N, H', W', e²·C)
     w = w.permute(0, 3, 2, 1).flatten(1)  # (C_out, e²·C): b, a, C in this order, as in y
-    return F.conv2d(y, w[..., None, None], bias)
+    return F.linear(y, w, bias).permute(0, 3, 1, 2)
 
 
 def band(b, size, kernel_size, stride, padding):
