@@ -8,6 +8,7 @@ Needs no sibling.  `load` checks the images and labels, so later code need not.
     folder          train/<class>/… and test/<class>/… (or val/), or train/ without classes
 """
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -56,15 +57,13 @@ def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, imag
         "folder": _folder,
     }
     train, test, classes, kind = sources[dataset](data_dir)
-    for name, (x, y) in (("training", train), ("test", test)):
-        if not len(x) or y is not None and len(x) != len(y):
+    for x, y in (train, test):
+        labels = range(len(x)) if y is None else y.tolist()
+        wrong = y is not None and not set(labels) <= set(range(len(classes)))
+        if not len(x) or len(x) != len(labels) or wrong:
             raise UsageError(
-                f"{dataset} in {data_dir!r} has no {name} images, or not as many labels"
-            )
-        if y is not None and not 0 <= int(y.min()) <= int(y.max()) < len(classes):
-            raise UsageError(
-                f"{dataset} in {data_dir!r} has {name} labels outside 0 … {len(classes) - 1}: "
-                "replace it by a complete copy"
+                f"images and labels of {dataset} in {data_dir!r} do not go together: replace it by "
+                "a complete copy"
             )
     train_x, train_y = _first_of_shuffle(*train, train_size, seed, "train")
     test_x, test_y = _first_of_shuffle(*test, test_size, 0, "test")
@@ -73,10 +72,9 @@ def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, imag
             f"training images are {_size(train_x)}, test images {_size(test_x)}: make them one size"
         )
     size = train_x.shape[-1]
-    if kind is None and size <= 29:
-        kind = "mnist"
-    elif kind is None:
+    if kind is None:  # a folder
         kind = "cifar10" if size <= 32 else "tiny-imagenet"
+        kind = "mnist" if size <= 29 else kind
     train_x = _to_size(train_x, kind, image_size)  # (N, C_in, H, H)
     test_x = _to_size(test_x, kind, image_size)
     return Data(train_x, train_y, test_x, test_y, classes, kind)
@@ -97,18 +95,17 @@ def fingerprint(x):
 
 
 def mean_std(x):
-    """Mean and standard deviation of each channel of images (N, C_in, H, W) uint8, as lists of
-    floats; intensities are in 0 … 1."""
-    means, stds = [], []
+    """Mean and standard deviation of each channel of images (N, C_in, H, W) uint8: two lists of
+    floats, for intensities in 0 … 1."""
+    means = []
+    stds = []
     level = torch.arange(256, dtype=torch.float64) / 255  # (256,)
     for channel in x.transpose(0, 1):
         share = (
             torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
         )  # (256,)
-        mean = (share * level).sum()
-        std = (share * (level - mean) ** 2).sum().sqrt()
-        means.append(float(mean))
-        stds.append(max(float(std), 1 / 255))
+        means.append(float((share * level).sum()))
+        stds.append(max(1 / 255, float((share * (level - means[-1]) ** 2).sum()) ** 0.5))
     return means, stds
 
 
@@ -185,20 +182,12 @@ def _mnist5k(data_dir):
 def _torchvision(cls, data_dir, where):
     """torchvision's training and test set, downloaded if they are not there."""
     try:
-        return [cls(data_dir, train=train, download=False) for train in (True, False)]
-    except Exception as error:  # a truncated file raises many types
-        if "not found" not in str(error):  # torchvision says that of files that are not there
-            raise UsageError(
-                f"{cls.__name__} in {data_dir!r} can't be read ({type(error).__name__}): "
-                "remove it to download it again"
-            ) from None
-    try:
         return [cls(data_dir, train=train, download=True) for train in (True, False)]
-    except Exception as error:
+    except Exception as error:  # torchvision raises many types
         reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
         raise UsageError(
-            f"no {cls.__name__} in {data_dir!r}, and the download failed ({reason}): put {where} "
-            "there, or take --dataset mnist5k, which needs no download"
+            f"no {cls.__name__} could be read or downloaded in {data_dir!r} ({reason}): remove a "
+            f"damaged copy, put {where} there, or take --dataset mnist5k"
         ) from None
 
 
@@ -209,23 +198,21 @@ def _mnist(data_dir):
 
 def _cifar10(data_dir):
     if os.path.isdir(os.path.join(data_dir, "train", "airplane")):
-        train, test, classes, _ = _folder(data_dir)
-        return train, test, classes, "cifar10"
+        return *_folder(data_dir)[:3], "cifar10"
     where = "cifar-10-batches-py/ (or train/<class>/*.jpg and test/<class>/*.jpg)"
-    parts = _torchvision(datasets.CIFAR10, data_dir, where)
-    images = [torch.from_numpy(p.data).permute(0, 3, 1, 2) for p in parts]  # (N, 3, 32, 32)
-    labels = [torch.tensor(p.targets) for p in parts]  # (N,)
-    return (images[0], labels[0]), (images[1], labels[1]), parts[0].classes, "cifar10"
+    parts = []
+    for part in _torchvision(datasets.CIFAR10, data_dir, where):
+        x = torch.from_numpy(part.data).permute(0, 3, 1, 2)  # (N, 3, 32, 32)
+        parts.append((x, torch.tensor(part.targets)))
+    return *parts, part.classes, "cifar10"
 
 
 def _tiny_imagenet(data_dir):
-    roots = [data_dir, os.path.join(data_dir, "tiny-imagenet-200")]
-    roots = [root for root in roots if os.path.isfile(os.path.join(root, "wnids.txt"))]
-    if not roots:
-        raise UsageError(
-            f"no Tiny ImageNet in {data_dir!r}: put its folder tiny-imagenet-200 there"
-        )
-    root, train, val = roots[0], [], []  # lists of (file, label)
+    root = os.path.join(data_dir, "tiny-imagenet-200")
+    if not os.path.isdir(root):
+        root = data_dir
+    train = []  # of (file, label)
+    val = []
     try:
         with open(os.path.join(root, "wnids.txt")) as file:
             wnids = file.read().split()
@@ -233,18 +220,18 @@ def _tiny_imagenet(data_dir):
         if len(number) != len(wnids):
             raise ValueError("a wnid stands twice in wnids.txt")
         for wnid in wnids:
-            folder = os.path.join(root, "train", wnid, "images")
-            names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-            if not names:
-                raise ValueError(f"no image in {folder}")
-            train += [(os.path.join(folder, name), number[wnid]) for name in names]
+            files = _classes(os.path.join(root, "train", wnid, "images")).get(".", [])
+            if not files:
+                raise ValueError(f"no image of {wnid}")
+            train += [(path, number[wnid]) for path in files]
         with open(os.path.join(root, "val", "val_annotations.txt")) as file:
             for line in file:
                 name, wnid = line.split("\t")[:2]
                 val.append((os.path.join(root, "val", "images", name), number[wnid]))
     except (OSError, KeyError, ValueError) as error:
         raise UsageError(
-            f"Tiny ImageNet in {root!r} is incomplete ({error}): unpack it again"
+            f"Tiny ImageNet in {root!r} is not complete ({error}): put the folder "
+            "tiny-imagenet-200, as it is unpacked, there"
         ) from None
     return _files(train), _files(val), wnids, "tiny-imagenet"
 
@@ -255,9 +242,10 @@ def _files(samples):
 
 
 def _folder(data_dir):
-    """train/ with a folder for each class, and test/ or val/ likewise; or images without classes.
+    """train/ with a folder for each class, test/ or val/ likewise; or images without classes.
 
-    Without classes and without a test folder, a tenth of the images (up to 1,000) is for testing."""
+    Without classes and without a test folder, a tenth of the images (up to 1,000) is for testing.
+    """
     train = _classes(os.path.join(data_dir, "train"))
     tests = [_classes(os.path.join(data_dir, name)) for name in ("test", "val")]
     wanted = f"{data_dir!r} needs train/<class>/… and test/<class>/… (or val/), or images in train/"
@@ -312,28 +300,20 @@ def _read(paths):
         try:
             with Image.open(path) as image:
                 image.load()
-                upright = _upright(image)
-                rgba = upright.convert("RGBA")
-                images.append(pil_to_tensor(upright.convert("RGB")))  # (3, H, W)
+                alpha = image.convert("RGBA").getextrema()[3][0]
+                with contextlib.suppress(Exception):  # a damaged EXIF tag: leave it as it is
+                    image = ImageOps.exif_transpose(image)
+                images.append(pil_to_tensor(image.convert("RGB")))  # (3, H, W)
         except Exception:  # Pillow raises many types
             raise UsageError(f"{path} can't be read as an image: repair or remove it") from None
         if image.mode[0] in "IF":  # I, I;16, F: Pillow has cut off everything above 255
             raise UsageError(f"{path} has more than 8 bits a channel ({image.mode}): convert it")
-        if rgba.getextrema()[3][0] < 255:
+        if alpha < 255:
             raise UsageError(f"{path} is transparent in places: paste it on a plain ground")
         if images[-1].shape != images[0].shape:
-            raise UsageError(
-                f"{path} is {_size(images[-1])}, {paths[0]} {_size(images[0])}: make them one size"
-            )
+            told = f"{_size(images[-1])}, and {paths[0]} {_size(images[0])}"
+            raise UsageError(f"{path} is {told}: make them one size")
     return torch.stack(images)  # (N, 3, H, W)
-
-
-def _upright(image):
-    """The image turned as its EXIF tag says, or as it is if that tag is damaged."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # metadata must not block a good picture
-        return image
 
 
 def _to_size(x, kind, image_size):

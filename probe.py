@@ -229,7 +229,7 @@ def evaluate(f, classifier, group, images, device, dtype=None, most=None, quiet=
     x = images.test_x[:1000].to(device, torch.get_default_dtype()) / 255
     on_images, elements, g0 = study(f, group, x.shape[-1])
     found = distances(f, x, on_images, elements.to(device), g0.to(device))
-    if train_y is not None:
+    if train_y is not None and len(train_y.unique()) > 1:
         train_y, test_y = train_y[:most], images.test_y
         train = encode(f, classifier, train_x, device, dtype, quiet=quiet)
         test = encode(f, classifier, images.test_x, device, dtype, quiet=quiet)
