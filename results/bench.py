@@ -1,7 +1,6 @@
 """How fast is a training step?  H-SSL, A-SSL, one pass against two, two processes against one.
 
     python results/bench.py --json results/bench.json    # about two minutes on two CPU cores
-    python results/bench.py --quick                       # fewer rounds, only the MNIST network
 
 What a line compares runs in turn in one process, so that a slow moment of the machine slows all.
 Medians over rounds.  A step is train.py's own: its objective, LARS, half precision where the
@@ -96,31 +95,28 @@ def processes(rounds, folder):
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--json", metavar="FILE", help="write the lines there too")
-    p.add_argument("--quick", action="store_true", help="fewer rounds, only the MNIST network")
+    p.add_argument("--rounds", type=int, default=5, help="of each step (default 5)")
     args = p.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     digits = data.load("mnist5k")
     noise = torch.randint(256, (32, 3, 31, 31), dtype=torch.uint8)
     noise = digits._replace(train_x=noise, kind="cifar10")
-    todo = [
-        (f"MNIST network, {g}, batch 256", f"--group {g}", digits, 256)
-        for g in ("rot", "scale", "trans")
-    ]
-    if not args.quick:
-        resnet = "--group scale --width 0.25"
-        todo.append(("ResNet20, a quarter as wide, scale, batch 32", resnet, noise, 32))
+    groups = ("rot", "scale", "trans")
+    todo = [(f"MNIST network, {g}, batch 256", f"--group {g}", digits, 256) for g in groups]
+    resnet = "--group scale --width 0.25"
+    todo.append(("ResNet20, a quarter as wide, scale, batch 32", resnet, noise, 32))
     rows = []
     for what, flags, images, batch in todo:
         steps = {
             name: prepare(f"{flags} {kind}", images, batch, device) for name, kind in KINDS.items()
         }
-        times = clock(steps, 2 if args.quick else 5, device)
+        times = clock(steps, args.rounds, device)
         row = dict(what=what, speed={name: batch / t for name, t in times.items()})
         row["ratio"] = times["A-SSL"] / times["H-SSL"]
         rows.append(row)
         print(row, flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        both = processes(1 if args.quick else 2, folder)
+        both = processes(2, folder)
     print(both)
     if device.type == "cuda":
         machine = torch.cuda.get_device_name()

@@ -3,9 +3,9 @@
     python results/tables.py            # write the page
     python results/tables.py taught     # print one table
 
-In ABOUT.md {taught} is a table, and {taught | top1 | rot, A-SSL | rot, H-SSL} a difference with its
-95 % interval.  A line with a number whose runs do not exist is left out; so is a whole section if
-its table does not exist.
+In ABOUT.md {taught} is a table, {taught | top1 | rot, H-SSL} a mean over seeds, and
+{taught | top1 | rot, A-SSL | rot, H-SSL} a difference with its 95 % interval.  A line with a number
+whose runs do not exist is left out; so is a whole section if its table does not exist.
 """
 
 import json
@@ -128,14 +128,12 @@ def answers():
     lines, budgets = [], {}
     for sentence, theirs, experiments, a, b, asked in paper()["sentences"]:
         line = [sentence, theirs, "", "", "not tested here"]
-        for name in experiments.split():
-            frame = load(name)
+        for frame in map(load, experiments.split()):
             found = difference(frame, "top1", a, b)
             if found:
-                data = DATA[frame["dataset"].iloc[0]]
                 means = f"{number(found['mean_a'], 'top1')}, {number(found['mean_b'], 'top1')}"
+                ours = f"{DATA[frame['dataset'].iloc[0]]}: {means} ({span(found, 'top1')})"
                 told = ANSWERS[claims.result(found["low"], found["high"], asked)]
-                ours = f"{data}: {means} ({span(found, 'top1')})"
                 line = [sentence, theirs, ours, found["seeds"], told]
                 budgets |= dict.fromkeys(budget(frame))
                 break
@@ -215,23 +213,18 @@ def slopes(frame, group):
 def figure2():
     """Fig. 2 left: top-1 for each size of the base space, and its slope."""
     lines = []
-    for title, name, frozen in (
-        ("MNIST", "bundle", "taught"),
-        ("CIFAR-10", "bundle_cifar10", "cifar10"),
-    ):
+    for name, frozen in (("bundle", "taught"), ("bundle_cifar10", "cifar10")):
         frame, before = load(name), load(frozen)
         for group, spelled in GROUPS.items():
             curves, slope = slopes(frame, group)
-            if len(curves) < 2:
-                continue
-            untrained = [
-                spread(by_seed(before, measure, f"{group}, untrained"), measure)
-                for measure in ("top1", "linear_all")
-            ]
-            sizes = ", ".join(f"{n}: {number(v, 'top1')}" for n, v in curves.mean().items())
-            mean, low, high = claims.interval(slope)
-            told = f"{number(mean, 'error', '+')} ({span(dict(low=low, high=high), 'error')})"
-            lines.append([f"{title}, {spelled}", *untrained, sizes, told, len(curves)])
+            if len(curves) > 1:
+                arm = f"{group}, untrained"
+                free = [spread(by_seed(before, m, arm), m) for m in ("top1", "linear_all")]
+                sizes = ", ".join(f"{n}: {number(v, 'top1')}" for n, v in curves.mean().items())
+                mean, low, high = claims.interval(slope)
+                told = f"{number(mean, 'error', '+')} ({span(dict(low=low, high=high), 'error')})"
+                title = f"{DATA[frame['dataset'].iloc[0]]}, {spelled}"
+                lines.append([title, *free, sizes, told, len(curves)])
     heads = ["", "untrained, top-1", "untrained, all slots (linear)", "top-1 at each size of g0"]
     return markdown([*heads, "points for each doubling", "seeds"], lines) if lines else None
 
@@ -281,19 +274,20 @@ TABLES |= dict(published=published, figure2=figure2, bench=bench, spent=spent)
 
 # ---------------------------------------------------------------- the page
 def filled(line):
-    """A line of ABOUT.md with its tables and differences; None if one of them has no runs."""
+    """A line of ABOUT.md with its tables and numbers; None if one of them has no runs."""
     for mark in re.findall(r"\{[^{}]+\}", line):
         name, *rest = [part.strip() for part in mark[1:-1].split("|")]
+        told = None
         if not rest:
             told = TABLES[name]()
+        elif len(rest) == 2:
+            told = spread(by_seed(load(name), rest[0], rest[1]), rest[0])
         else:
-            measure, a, b = rest
-            found = difference(load(name), measure, a, b)
-            told = found
+            found = difference(load(name), *rest)
             if found:
-                means = number(found["mean_a"], measure), number(found["mean_b"], measure)
-                told = f"{means[0]} against {means[1]} ({span(found, measure)})"
-        if told is None:
+                a, b = (number(found[key], rest[0]) for key in ("mean_a", "mean_b"))
+                told = f"{a} against {b} ({span(found, rest[0])})"
+        if not told:
             return None
         line = line.replace(mark, told)
     return line
