@@ -1,30 +1,32 @@
-"""Evaluate a run: how its frozen features respond to T_g, and what a simple classifier reads off them.
+"""Measure a network: how its features respond to T_g, and what a simple classifier reads off them.
 
-    python probe.py runs/mnist5k-scale-hssl-equivariant-seed0     # prints a table, writes probe.json
+    python probe.py runs/mnist5k-rot-hssl-equivariant-seed0  # prints a table, writes probe.json
 
-Needs six siblings: backbones.py, checkpoint.py, data.py, groups.py, launch.py, losses.py (and what they need).
+Needs four siblings: backbones.py, data.py, groups.py, losses.py (and what they need).
 
-Distances and retrieval, for each g other than e, on up to 1,000 test images (`distances`):
-    invariance   ‖f(T_g x)(g0) - f(x)(g0)‖        the change under g; null: 1, as far as two different images
-    equation1    ‖f(T_g x)(g0) - f(x)(g⁻¹·g0)‖    the error of Eq. 1; null: invariance, as if Γ_g did nothing
+Distances and retrieval, on up to 1,000 test images, for each g other than e:
+    invariance   ‖f(T_g x)(g0) - f(x)(g0)‖        the change under g; null: 1, two different images
+    equation1    ‖f(T_g x)(g0) - f(x)(g⁻¹·g0)‖    the error of Eq. 1; null: invariance
     axis         ‖f(x)(g⁻¹·g0) - f(x)(g0)‖        how much the slots of one map differ
-    retrieval    per cent of images x that are the nearest of all to f(T_g x)(g0), by cosine
+    retrieval    per cent of images that are the nearest of all to their changed copy, by f
     bins         the same with eight grey values counted in the image, without a network
 
-Read-outs, in per cent of the test images.  The classifiers learn on images as they are; `_changed` reads test images that
-were changed by a random g other than e.
-    top1         the classifier of Appendix B with a new linear layer
-    linear_one   a linear classifier on one slot, f(x)(g0)
-    linear_all   a linear classifier on the maximum over all slots.  In an exactly equivariant network this is invariant for
-                 nothing: untrained it reads turned images as well as upright ones
-    knn_one, knn_all   20 nearest neighbours on the same two features
+Read-outs, in per cent of the test images.  The classifiers learn on images as they are.  `_changed`
+reads test images that were changed by a random g other than e.
+    top1                     the classifier of Appendix B with a new linear layer
+    linear_one, knn_one      a linear classifier and 20 nearest neighbours on one slot, f(x)(g0)
+    linear_all, knn_all      the same on the maximum over all slots.  In an exactly equivariant
+                             network this is invariant for nothing, trained or not
 """
+
+import argparse
 import json
 import os
 import sys
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, ShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
@@ -34,105 +36,156 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 import backbones
-import checkpoint
 import data
 import groups
-import launch
 import losses
+from data import UsageError
 
 CHANGE = ("invariance", "equation1", "axis", "retrieval", "bins")
-READOUTS = ("top1",) + tuple(f"{kind}_{slots}{changed}" for kind in ("linear", "knn")
-                             for slots in ("one", "all") for changed in ("", "_changed"))
+ROWS = (  # of the printed table: name, label, null
+    ("error", "error of Eq. 1", "1"),
+    ("invariance", "change under g", "1"),
+    ("retrieval", "finds its copy, %", "0.1 by chance"),
+    ("linear_one", "linear, one slot, %", ""),
+    ("linear_one_changed", "  changed by g", ""),
+    ("linear_all", "linear, all slots, %", ""),
+    ("linear_all_changed", "  changed by g", ""),
+    ("top1", "top-1, %", ""),
+)
 
 
-# ---------------------------------------------------------------- distances
+# ------------------------------------------------------------------------ distances and retrieval
 @torch.no_grad()
-def distances(f, x, group, elements, g0, map_group=None):
-    """How f responds to T_g, for each g in `elements`: root mean squares over images, and retrieval.  See the top of this file.
+def distances(f, x, group, elements, g0):
+    """How f responds to T_g, for each g in `elements`: see the top of this file.
 
-    The three distances are divided by the distance between two different images, √ mean over i ≠ k of ‖f(x_i)(g0) - f(x_k)(g0)‖².
-    If f is exactly equivariant, equation1 is 0 and invariance equals axis (not for scale: the mean of a shrunk map is another).
+    The three distances are root mean squares over images, divided by that of two different images,
+    √ mean over i ≠ k of ‖f(x_i)(g0) - f(x_k)(g0)‖².  If f is exactly equivariant, equation1 is 0
+    and invariance equals axis (not for scale: the mean of a shrunk map is another).
 
     f         backbone in evaluation mode
     x         (B, C_in, H, W) images in 0 … 1
+    group     acts on the images
     elements  (M,) long
     g0        (|g0|,) long, the slots that are read
-    map_group given if `group` does not act on z: how slots are read; equation1 and axis are then None
-    Returns a dict of lists of M floats.  A distance is None if f gives all images the same features, up to rounding, or if
-    there is one image (0/0).  Raises ValueError if f is in training mode."""
-    if getattr(f, "training", False):
+    Returns a dict of lists of M floats.  equation1 and axis are None if no group acts on z.  A
+    distance is None if f gives all images the same features, up to rounding, or for one image.
+    Raises ValueError if f is in training mode."""
+    if f.training:
         raise ValueError("distances need f in evaluation mode: f.eval()")
 
-    def read(x, base):  # (B, …) images at m base spaces (m, |g0|) → (m, B, |g0|·C), in little memory
-        parts = [losses.bundles(f, part, base.expand(len(part), -1, -1), map_group or group) for part in x.split(128)]
-        return torch.cat(parts, 1).double().cpu()
+    def read(images, base):  # (|g0|,) → (B, |g0|·C), in little memory
+        parts = [f.bundle(part, base.expand(len(part), -1)) for part in images.split(128)]
+        return torch.cat(parts).cpu().double()
 
     def rms(a):  # (B, |g0|·C) → ()
         return a.pow(2).sum(1).mean().sqrt()
 
-    here = read(x, g0[None])[0]  # (B, |g0|·C)
-    two_images = (2 * here.var(0, correction=0).sum() * len(x) / max(1, len(x) - 1)).sqrt()  # ()
-    collapsed = bool(two_images <= 8 * torch.finfo(x.dtype).eps * rms(here))  # images differ by no more than rounding
-    keys, grey = torch.nn.functional.normalize(here), grey_bins(x)  # (B, |g0|·C), (B, 8·C_in)
-    itself = torch.arange(len(x))  # (B,)
-    found = {name: [] for name in CHANGE}
-    for g in elements:
-        changed = group.T(x, g.expand(len(x)))  # (B, C_in, H, W)
-        moved = read(changed, g0[None])[0]  # (B, |g0|·C)
-        nearest = (torch.nn.functional.normalize(moved) @ keys.T).argmax(1)  # (B,)
-        alike = torch.cdist(grey_bins(changed), grey, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)  # (B,)
-        found["retrieval"].append(100 * float((nearest == itself).double().mean()))
-        found["bins"].append(100 * float((alike == itself).double().mean()))
-        pairs = dict(invariance=(moved, here))
-        if map_group is None:
-            along = read(x, group.shift_base(g[None], g0))[0]  # (B, |g0|·C)
-            pairs |= dict(equation1=(moved, along), axis=(along, here))
-        for name, (a, b) in pairs.items():
-            found[name].append(None if collapsed else float(rms(a - b) / two_images))
+    with torch.backends.cudnn.flags(
+        allow_tf32=False
+    ):  # it would make an exact network look inexact
+        here = read(x, g0)  # (B, |g0|·C)
+        spread = 2 * here.var(0, correction=0).sum()  # the mean of ‖a_i - a_k‖² over all i, k …
+        two_images = (spread * len(x) / max(1, len(x) - 1)).sqrt()  # … and over i ≠ k
+        collapsed = bool(two_images <= 8 * torch.finfo(x.dtype).eps * rms(here))
+        keys = F.normalize(here)
+        found = {name: [] for name in CHANGE}
+        for g in elements:
+            changed = group.T(x, g.expand(len(x)))  # (B, C_in, H, W)
+            moved = read(changed, g0)  # (B, |g0|·C)
+            pairs = dict(invariance=(moved, here))
+            if not isinstance(f.group, groups.Numbered):
+                along = read(x, f.group.shift_base(g[None], g0)[0])  # (B, |g0|·C)
+                pairs |= dict(equation1=(moved, along), axis=(along, here))
+            for name, (a, b) in pairs.items():
+                found[name].append(None if collapsed else float(rms(a - b) / two_images))
+            found["retrieval"].append(share_found(F.normalize(moved) @ keys.T))
+            found["bins"].append(share_found(-torch.cdist(grey_bins(changed), grey_bins(x), p=1)))
     return {name: values or None for name, values in found.items()}
 
 
+def share_found(similarity):
+    """Per cent of rows i of (B, B) whose largest entry is entry i."""
+    hits = similarity.argmax(1) == torch.arange(len(similarity))
+    return 100 * float(hits.double().mean())
+
+
 def grey_bins(x, bins=8):
-    """How many pixels of each image have each of eight grey values: (B, C_in, H, W) in 0 … 1 → (B, 8·C_in) float64, on the CPU."""
+    """How many pixels of each channel have each of eight grey values.
+
+    x (B, C_in, H, W) in 0 … 1 → (B, 8·C_in) float64, on the CPU."""
     level = (x.cpu() * bins).long().clamp(0, bins - 1).flatten(2)  # (B, C_in, H·W)
-    return torch.nn.functional.one_hot(level, bins).sum(2).flatten(1).double()  # (B, 8·C_in)
+    return F.one_hot(level, bins).sum(2).flatten(1).double()
 
 
-# ---------------------------------------------------------------- read-outs
+def study(f, group, size):
+    """What `distances` asks of a network → the group that acts on images, elements (M,), g0.
+
+    All g other than e; of translations the shifts down by whole strides, up to half the map, read
+    at its centre.  Where no group acts on z, all of z is read.  size: H of the images."""
+    structured = not isinstance(f.group, groups.Numbered)
+    if group.spatial:
+        group = f.group if structured else groups.Translation(size // 4, size // 4, 4)
+        elements = torch.arange(1, group.height // 2 + 1) * group.width
+    else:
+        elements = torch.arange(1, group.order)
+    g0 = torch.tensor([centre(f)]) if structured else torch.arange(f.group.order)
+    return group, elements, g0
+
+
+def centre(f):
+    """The slot that is read if one is enough: the first, for translation the central position."""
+    if f.group.spatial:
+        return f.group.height // 2 * f.group.width + f.group.width // 2
+    return 0
+
+
+# -------------------------------------------------------------------------------------- read-outs
 @torch.no_grad()
-def encode(f, classifier, draws, x, device, dtype=None, generator=None, batch=256, quiet=True):
-    """Images x (N, C_in, H, W) uint8 → frozen features, three float32 tensors on the CPU.
+def encode(f, classifier, x, device, dtype=None, group=None, batch=256, quiet=True):
+    """Frozen features of images, three float32 tensors on the CPU.
 
-    (N, C'), `classifier.features(z)`; (N, C), one slot: f(x)(g0) at slot 0, for translation at the centre; (N, C), all slots: their
-    maximum.  Without structure a maximum over slots has no meaning: there the last is all of z, (N, G·C).
-    generator: if given, each image is first changed by a random T_g other than e, see `losses.Draws.moved`."""
+    x      (N, C_in, H, W) uint8
+    group  if given, each image is first changed by a random T_g other than e
+    Returns `classifier.features(z)` (N, C'), one slot (N, C), and all slots' maximum (N, C).
+    Where no group acts on z such a maximum has no meaning: there the last is all of z, (N, G·C)."""
+    generator = torch.Generator().manual_seed(0)
     features, one, every = [], [], []
-    for part in tqdm(x.split(batch), desc="encode", unit="batch", leave=False, disable=True if quiet else None):
-        part = part.to(device).float() / 255  # (B, C_in, H, W)
-        if generator is not None:
-            part = draws.moved(part, generator)
+    for part in tqdm(x.split(batch), "encode", leave=False, disable=True if quiet else None):
+        part = part.to(device, torch.get_default_dtype()) / 255  # (B, C_in, H, W)
+        if group is not None:
+            elements = group.augmentations()[1:]  # (M,): e is the first
+            drawn = torch.randint(len(elements), (len(part),), generator=generator)
+            part = group.T(part, elements[drawn].to(device))
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             z = f(part)  # (B, C, G, H', W')
-            features.append(classifier.features(z).float().cpu())  # (B, C')
-        fibers = groups.fibers(z.float(), draws.map, f.pool).cpu()  # (B, |G|, C)
-        one.append(fibers[:, draws.centre])  # (B, C)
-        every.append(fibers.amax(1) if draws.structured else fibers.flatten(1))  # (B, C) or (B, G·C)
+            features.append(classifier.features(z).float().cpu())
+        fibers = f.read(z.float()).cpu()  # (B, |G|, C)
+        one.append(fibers[:, centre(f)])
+        if isinstance(f.group, groups.Numbered):
+            every.append(fibers.flatten(1))
+        else:
+            every.append(fibers.amax(1))
     return torch.cat(features), torch.cat(one), torch.cat(every)
 
 
 def linear_accuracy(train_v, train_y, *tests):
-    """A linear classifier: logistic regression on standardised features, converged, C chosen on a fifth of the training images.
+    """Logistic regression on standardised features, converged, C chosen on a fifth of the training
+    images.
 
-    train_v (N, C), train_y (N,); tests: pairs of features (M, C) and labels (M,) → top-1 in per cent, one for each test."""
+    train_v, train_y  (N, C) and (N,)
+    tests             pairs of features (M, C) and labels (M,)
+    Returns the accuracy on each test in per cent."""
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
-    split = ShuffleSplit(1, test_size=0.2, random_state=0)
-    model = GridSearchCV(model, {"logisticregression__C": (0.001, 0.01, 0.1, 1.0, 10.0)}, cv=split)
+    grid = {"logisticregression__C": (0.001, 0.01, 0.1, 1.0, 10.0)}
+    model = GridSearchCV(model, grid, cv=ShuffleSplit(1, test_size=0.2, random_state=0))
     model.fit(train_v.double().numpy(), train_y.numpy())
     return [100 * model.score(v.double().numpy(), y.numpy()) for v, y in tests]
 
 
 def knn_accuracy(train_v, train_y, *tests, k=20, tau=0.07):
-    """k nearest neighbours: cosine similarity s, votes with weight exp(s/τ) (Wu et al. 2018).  As `linear_accuracy`."""
+    """k nearest neighbours by cosine s, votes exp(s/τ) (Wu et al. 2018).  As linear_accuracy."""
+
     def votes(distance):  # 1 - s
         return np.exp((1 - distance) / tau)
 
@@ -141,149 +194,212 @@ def knn_accuracy(train_v, train_y, *tests, k=20, tau=0.07):
     return [100 * model.score(v.numpy(), y.numpy()) for v, y in tests]
 
 
-def evaluate(f, classifier, draws, images, device, dtype=None, seed=0, quiet=True, feed=True):
-    """All measures of the top of this file, and the numbers of images: a dict.
+def feed(f, classifier, x, device, dtype=None):
+    """Give every BatchNorm that has seen no image the statistics of up to 2,048 images x.
 
-    f and classifier are left in evaluation mode; their weights do not change.  A BatchNorm that has seen no image yet (the
-    classifier's, and all of an untrained network) takes its statistics from 2,048 training images.  Without this
-    BatchNorm would not normalise in an untrained network, and the comparison with a trained one would not be fair.  feed=False
-    leaves its statistics unchanged.  Distances and retrieval are computed in float32, on at most 1,000 test images."""
-    f.eval(), classifier.eval()
-    fresh = [m for m in (*f.modules(), *classifier.modules()) if isinstance(m, _BatchNorm) and not int(m.num_batches_tracked)]
-    if fresh and feed:
-        momenta = [norm.momentum for norm in fresh]
-        for norm in fresh:
-            norm.train().momentum = None  # a plain average over batches
-        n = min(2048, len(images.train_x))
-        encode(f, classifier, draws, images.train_x[:n - (n % 256 == 1)], device, dtype)  # no batch of one: it has no variance
-        for norm, momentum in zip(fresh, momenta):
-            norm.eval().momentum = momentum
-    train = encode(f, classifier, draws, images.train_x, device, dtype, quiet=quiet)  # (N, C'), (N, C), (N, C)
-    test = encode(f, classifier, draws, images.test_x, device, dtype, quiet=quiet)
-    changed = encode(f, classifier, draws, images.test_x, device, dtype, torch.Generator().manual_seed(0), quiet=quiet)
-    train_y, test_y = images.train_y, images.test_y
-    found = dict(top1=linear_accuracy(train[0], train_y, (test[0], test_y))[0])
-    for slots, i in (("one", 1), ("all", 2)):
-        tests = (test[i], test_y), (changed[i], test_y)
-        found[f"linear_{slots}"], found[f"linear_{slots}_changed"] = linear_accuracy(train[i], train_y, *tests)
-        found[f"knn_{slots}"], found[f"knn_{slots}_changed"] = knn_accuracy(train[i], train_y, *tests)
-    found |= draws.distances(f, images.test_x[:1000].to(device).float() / 255)
-    return found | dict(train_images=len(train_y), test_images=len(test_y))
+    Otherwise an untrained network would not normalise, and comparing it would not be fair."""
+    norms = [m for m in (*f.modules(), *classifier.modules()) if isinstance(m, _BatchNorm)]
+    fresh = [m for m in norms if not int(m.num_batches_tracked)]
+    momenta = [norm.momentum for norm in fresh]
+    for norm in fresh:
+        norm.train()
+        norm.momentum = None  # a plain average over batches
+    if fresh:
+        n = min(2048, len(x))
+        encode(f, classifier, x[: n - (n % 256 == 1)], device, dtype)  # one image has no variance
+    for norm, momentum in zip(fresh, momenta, strict=True):
+        norm.eval()
+        norm.momentum = momentum
 
 
-def report(found):
-    """The result of `evaluate` as a small text table: per cent of the test images, then distances and retrieval for g = 1, 2, …"""
-    lines = []
-    for kind in ("linear", "knn"):
-        for slots in ("one", "all"):
-            name = f"{kind}_{slots}"
-            lines.append(f"{name:12} {found[name]:5.1f} %   changed by g {found[name + '_changed']:5.1f} %")
-    lines = [f"{'top1':12} {found['top1']:5.1f} %", *lines]
-    for name in CHANGE:
-        values = found[name]
-        if values is None:
-            told = "no Γ_g acts on this network"
-        elif None in values:
-            told = "undefined: one image, or f gives all images the same features"
-        else:
-            told = " ".join(f"{v:.3f}" if v > 1e-3 or v == 0 else f"{v:.0e}" for v in values)
-        lines.append(f"{name:12} {told}")
+def evaluate(f, classifier, group, images, device, dtype=None, most=None, quiet=True, fed=True):
+    """All measures: a dict, see the top of this file.  Without labels only distances and retrieval.
+
+    f and classifier are left in evaluation mode, and their weights do not change.
+
+    group  acts on the images
+    dtype  for autocast, of the read-outs; distances are computed in full precision
+    most   learn the read-outs on so many training images (None: all)
+    fed    False: leave a BatchNorm that has seen no image as it is"""
+    f.eval()
+    classifier.eval()
+    train_x, train_y = images.train_x[:most], images.train_y
+    if fed:
+        feed(f, classifier, images.train_x, device, dtype)
+    x = images.test_x[:1000].to(device, torch.get_default_dtype()) / 255
+    on_images, elements, g0 = study(f, group, x.shape[-1])
+    found = distances(f, x, on_images, elements.to(device), g0.to(device))
+    if train_y is not None:
+        train_y, test_y = train_y[:most], images.test_y
+        train = encode(f, classifier, train_x, device, dtype, quiet=quiet)
+        test = encode(f, classifier, images.test_x, device, dtype, quiet=quiet)
+        changed = encode(f, classifier, images.test_x, device, dtype, group, quiet=quiet)
+        found["top1"] = linear_accuracy(train[0], train_y, (test[0], test_y))[0]
+        for slots, i in (("one", 1), ("all", 2)):
+            for name, accuracy in (("linear", linear_accuracy), ("knn", knn_accuracy)):
+                as_is, on_changed = accuracy(
+                    train[i], train_y, (test[i], test_y), (changed[i], test_y)
+                )
+                found |= {f"{name}_{slots}": as_is, f"{name}_{slots}_changed": on_changed}
+    return found | dict(train_images=len(train_x), test_images=len(images.test_x))
+
+
+def mean_over_g(found, name):
+    """A measure as one number: the mean over g; "error" is equation1 over invariance.  Or None."""
+    if name == "error":
+        both = found["equation1"], found["invariance"]
+        if None in both or None in both[0]:
+            return None
+        values = [e / i if i else 0.0 for e, i in zip(*both, strict=True)]
+    else:
+        values = found.get(name)
+    if not isinstance(values, list):
+        return values
+    return None if None in values else sum(values) / len(values)
+
+
+def report(result):
+    """The measures as a table, beside those of the untrained network if the result holds them."""
+    columns = {"untrained" if result["loss"] == "frozen" else "trained": result}
+    if "untrained" in result:
+        columns = {"untrained": result["untrained"]} | columns
+    lines = [" " * 20 + "".join(f"{title:>11}" for title in columns) + "   null"]
+    for name, label, null in ROWS:
+        values = [mean_over_g(found, name) for found in columns.values()]
+        if None in values:
+            continue  # without labels, or without a Γ_g
+        cells = "".join(f"{v:11.1e}" if 0 < v < 1e-3 else f"{v:11.2f}" for v in values)
+        if name == "retrieval":
+            chance = 100 / min(1000, result["test_images"])
+            null = f"{chance:.2g} by chance; eight grey values: {mean_over_g(result, 'bins'):.1f}"
+        lines.append(f"{label:20}{cells}   {null}".rstrip())
     return "\n".join(lines)
 
 
+# --------------------------------------------------------------------------------------- networks
 def network(config, images):
-    """The f, h, classifier and `losses.Draws` of a run's configuration; f is perturbed if epsilon > 0.
-
-    Raises ValueError as `backbones.build` and `losses.Draws` do."""
+    """What a run's settings ask for → f, h, the classifier, what draws the pairs (losses.ASSL or
+    HSSL), and the group that acts on images.  Raises UsageError if they do not go together."""
     c_in, size = images.train_x.shape[1], images.train_x.shape[-1]
-    f, h, classifier = backbones.build(images.kind, config["group"], config["backbone"], config["width"], images.classes, size, c_in,
-                                       *data.mean_std(images.train_x), config["base_size"], functions=config["functions"], pool=config["pool"])
-    if hasattr(f, "independent"):
-        f.sampled = f.independent and config["slots"] == "sampled"  # else all slots are computed, also by H-SSL
-    if config["epsilon"]:
-        backbones.perturb(f, config["epsilon"], config["seed"])
-    with torch.no_grad():
-        positions = f.eval()(torch.zeros(1, c_in, size, size)).shape[-1]  # H' of z
-    draws = losses.Draws(config["loss"], config["group"], config["backbone"] == "equivariant", f.order, size, positions, f.stride,
-                         config["base_size"], config["max_distance"], config["distance"], config["strength"])
-    return f.train(), h, classifier, draws
-
-
-def open_network(folder, data_dir="data"):
-    """A run's folder → f and the classifier with the weights of checkpoint.pt, its Draws, images, and configuration with
-    step and steps.
-
-    Raises UsageError if the folder holds no run or its parts do not fit, data.DataError if the images can't be loaded."""
+    acts = {
+        "trans": groups.Translation(size, size),
+        "rot": groups.Rotation(),
+        "scale": groups.Scale(),
+        "rotscale": groups.RotationScale(),
+    }[config["group"]]
+    mean, std = data.mean_std(images.train_x)
     try:
-        config = dict(json.load(open(os.path.join(folder, "config.json")))["config"])
-        dataset, train_size, seed, _, _ = (config[k] for k in ("dataset", "train_size", "seed", "amp", "unfed"))  # the last two must be there
-        saved = torch.load(os.path.join(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)
-        weights, pixels, config["step"], config["steps"] = (saved[k] for k in ("model", "images", "step", "steps"))
-    except Exception as error:  # missing, truncated, foreign or malicious: torch raises many types
-        raise checkpoint.UsageError(f"{folder} holds no run ({type(error).__name__}): name a folder that train.py wrote") from None
+        f, h, classifier = backbones.build(
+            images.kind,
+            config["group"],
+            config["backbone"],
+            config["width"],
+            max(2, len(images.classes)),
+            size,
+            c_in,
+            mean,
+            std,
+            config["base_size"],
+            config["functions"],
+            config["pool"],
+        )
+        f.sampled = f.independent and config["slots"] == "sampled"
+        if config["epsilon"]:
+            backbones.perturb(f, config["epsilon"], config["seed"])
+        if config["loss"] == "hssl":
+            metric = config["distance"]
+            pairs = losses.HSSL(f.group, config["base_size"], config["max_distance"], metric)
+        else:
+            pairs = losses.ASSL(f.group, acts, config["base_size"], config["strength"])
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return f, h, classifier, pairs, acts
+
+
+def open_run(folder, data_dir="data"):
+    """A run of train.py → f and the classifier with its weights, the group that acts on images,
+    the images, and the settings with step and steps.  Raises UsageError."""
+    path = os.path.join(folder, "checkpoint.pt")
     try:
-        images = data.load(dataset, data_dir, train_size, seed, config.get("test_size"), config.get("image_size"))
-        if data.fingerprint(images.train_x) != pixels:
-            raise ValueError("other images than in training")
-        f, _, classifier, draws = network(config, images)
-        for name, module in (("f.", f), ("classifier.", classifier)):
-            module.load_state_dict({k.removeprefix(name): v for k, v in weights.items() if k.startswith(name)})  # strict: every weight
-    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError):
-        raise checkpoint.UsageError(f"checkpoint.pt, config.json and the images do not go together in {folder}: name another folder, "
-                                    "or the --data-dir that it was trained on") from None
-    return f, classifier, draws, images, config
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        config = saved["config"] | {name: saved[name] for name in ("step", "steps", "precision")}
+        chosen = [config[name] for name in ("train_size", "seed", "test_size", "image_size")]
+    except Exception as error:  # missing, truncated or foreign: torch raises many types
+        raise UsageError(
+            f"{folder} holds no run ({type(error).__name__}): name a folder that train.py wrote"
+        ) from None
+    images = data.load(config["dataset"], data_dir, *chosen)
+    if data.fingerprint(images.train_x) != saved["images"]:
+        print("note: these are not the images of the training", file=sys.stderr)
+    f, _, classifier, _, acts = network(config, images)
+    weights = saved["model"]
+    fresh = (
+        classifier.state_dict()
+    )  # its linear layer is fitted anew, so other classes are no matter
+    try:
+        f.load_state_dict({k[2:]: v for k, v in weights.items() if k.startswith("f.")})
+        old = {k[11:]: v for k, v in weights.items() if k.startswith("classifier.")}
+        classifier.load_state_dict(old | {k: v for k, v in fresh.items() if "linear" in k})
+    except RuntimeError:
+        raise UsageError(
+            f"the network of {folder} does not fit the images in {data_dir!r}: name the --data-dir "
+            "that it was trained on, or images of the same size"
+        ) from None
+    return f, classifier, acts, images, config
 
 
 def draw_curves(folder):
-    """Draw curves.png from metrics.jsonl: the loss, the diagnostics of the views, and the distances, over the steps."""
+    """Draw curves.png from metrics.jsonl: the loss, the two views, and the distances."""
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    rows = checkpoint.read_lines(os.path.join(folder, "metrics.jsonl"))
-    lines = [row for row in rows if isinstance(row.get("loss"), (int, float)) and isinstance(row.get("step"), int)]
-    if not lines:
-        return
+
+    with open(os.path.join(folder, "metrics.jsonl")) as file:
+        rows = [row for row in map(json.loads, file) if "loss" in row]
+    panels = {
+        "the loss": ("loss", "chance"),
+        "the two views in a batch": ("positive_similarity", "negative_similarity", "spread"),
+        "distances (1: two different images)": ("invariance", "equation1"),
+    }
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.2), layout="constrained")
-    panels = (("the loss", ("loss", "chance")), ("the two views in a batch", ("positive_similarity", "negative_similarity", "spread", "positive_rank")),
-              ("distances (1: two different images)", ("invariance", "equation1", "axis")))
-    for ax, (title, names) in zip(axes, panels):
+    for ax, (title, names) in zip(axes, panels.items(), strict=True):
         for name in names:
-            points = [(row["step"], row[name]) for row in lines if row.get(name) is not None]
-            if points:
-                ax.plot(*zip(*points), {"chance": ":", "negative_similarity": "--", "axis": "--"}.get(name, "-"), label=name.replace("_", " "))
+            values = [row.get(name) for row in rows]  # a supervised run has only the loss
+            ax.plot([row["step"] for row in rows], values, label=name.replace("_", " "))
         ax.set(title=title, xlabel="step")
-        if ax.lines:
-            ax.legend(fontsize=8)
-    with checkpoint.atomic_write(os.path.join(folder, "curves.png"), "wb") as file:
-        figure.savefig(file, dpi=110, format="png")
+        ax.legend(fontsize=9)
+    figure.savefig(os.path.join(folder, "curves.png"), dpi=110)
     plt.close(figure)
 
 
 def main(argv=None):
-    p = launch.Parser(description=__doc__.split("\n\n")[0])
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("run", help="a run folder of train.py")
     p.add_argument("--data-dir", default="data", help="folder of the images (default data)")
-    p.add_argument("--weights", metavar="FILE", help="also write the weights of f to FILE, and the results and flags to FILE.json")
+    p.add_argument("--probe-size", type=int, metavar="N", help="learn on N images (default all)")
     args = p.parse_args(argv)
-    if args.weights and not os.path.isdir(os.path.dirname(args.weights) or "."):
-        raise checkpoint.UsageError(f"there is no folder {os.path.dirname(args.weights)}: make it, or choose another --weights")
-    f, classifier, draws, images, config = open_network(args.run, args.data_dir)
+    f, classifier, acts, images, config = open_run(args.run, args.data_dir)
     if config["step"] < config["steps"]:
-        launch.say(f"warning: this run has done {config['step']} of {config['steps']} steps: train.py --resume goes on with it", "stderr")
-    launch.keep_freed_memory()
+        told = (
+            f"note: {config['step']} of {config['steps']} steps are done; train.py goes on with it"
+        )
+        print(told, file=sys.stderr)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = evaluate(f.to(device), classifier.to(device), draws, images, device, launch.precision(config["amp"], device), config["seed"],
-                     quiet=False, feed=not config["unfed"])
-    paths = [os.path.join(args.run, "probe.json")]
-    if args.weights:
-        paths.append(args.weights + ".json")
-        with checkpoint.atomic_write(args.weights, "wb") as file:
-            torch.save(f.cpu().state_dict(), file)
-    for path in paths:
-        with checkpoint.atomic_write(path) as file:
-            json.dump(found | config, file, indent=1)
-    launch.say(report(found))
+    dtype = None if config["precision"] == "float32" else getattr(torch, config["precision"])
+    f.to(device)
+    classifier.to(device)
+    found = evaluate(
+        f, classifier, acts, images, device, dtype, args.probe_size, False, not config["unfed"]
+    )
+    with open(os.path.join(args.run, "probe.json"), "w") as file:
+        json.dump(found | config, file, indent=1)
+    print(report(found | config))
 
 
 if __name__ == "__main__":
-    sys.exit(launch.command(main, "probe.py"))
+    try:
+        main()
+    except (UsageError, OSError) as error:
+        print(f"probe.py: {error}", file=sys.stderr)
+        sys.exit(2)
