@@ -177,16 +177,17 @@ def riddle():
         "three\ndirections",
     ]
     labels += ["ink", "linear", "kNN"]
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.4), sharey=True)
     for ax, (group, rows) in zip(axes, frame.groupby("group", sort=False)):
         for i, (_, row) in enumerate(rows.iterrows()):
             x = np.arange(len(labels)) + 0.15 * (i - 1.5)
             ax.plot(x, row.iloc[2:], "o", color=COLOURS[row["arm"]], label=row["arm"])
         ax.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
-        ax.set(title=GROUPS[group], ylim=(0, 102))
+        ax.set(title=GROUPS[group], ylim=(-3, 103))
         ax.grid(axis="y", color="0.92")
-        ax.legend(loc="lower left")
     axes[0].set_ylabel("per cent")
+    dots = {t: h for ax in axes for h, t in zip(*ax.get_legend_handles_labels())}
+    figure.legend(dots.values(), dots.keys(), loc="outside lower center", ncols=len(dots))
     figure.suptitle("Ink or shapes?  What one slot of each network knows")
     return figure
 

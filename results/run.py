@@ -55,9 +55,11 @@ def wanted(names, budget):
     for name in names:
         file = f"{name}.jsonl" if budget == "cpu" else f"{name}-{budget}.jsonl"
         for line in EXPERIMENTS[name]:
-            dataset = train.parse(shlex.split(line)).dataset
-            flags = " ".join(f"{line} {BUDGETS[budget].get(dataset, '')}".split())
-            config = train.config_of(train.parse(shlex.split(flags)))
+            args = train.parse(shlex.split(line))
+            flags = " ".join(f"{line} {BUDGETS[budget].get(args.dataset, '')}".split())
+            if args.dataset in BUDGETS[budget]:
+                args = train.parse(shlex.split(flags))
+            config = train.config_of(args)
             files = runs.setdefault(key(config), (flags, []))[1]
             if file not in files:
                 files.append(file)
