@@ -1,207 +1,205 @@
-"""The pictures of results/README.md, from results/*.jsonl:  python results/pictures.py
+"""The pictures of results/README.md, from results/*.jsonl:  python results/pictures.py [NAME ...]
 
-Dots are seeds, lines are means.  Grey is the untrained network, with its BatchNorm fed.
+A picture whose runs do not exist is left out.  Dots are seeds, lines and rings their means.
 """
+
 import os
-import statistics
 import sys
 
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from results.claims import FOLDER, GROUPS, LOSSES, claims, cycle_found, mean_over_g, pick, reach, rows_of, value  # noqa: E402
+from results import claims, tables
+from results.claims import GROUPS, by_seed, load
 
-COLOURS = {"frozen": "0.6", "hssl": "tab:orange", "assl": "tab:blue", "given": "tab:green", "learned": "tab:purple"}
-MARKS = {"frozen": "s", "hssl": "o", "assl": "^", "given": "o", "learned": "^"}
-WHAT = {"rot": "turns of g·90°", "scale": "shrinking, step g of the list", "trans": "shifts by g positions (4 px)"}
+COLOURS = {  # of losses, here and in the notebooks' pictures of results; nothing else has them
+    "untrained": "0.55",
+    "H-SSL": "#D55E00",
+    "near": "#CC79A7",
+    "A-SSL": "#0072B2",
+    "shift alone": "#66C2A5",
+    "jitter alone": "#009E73",
+    "H-SSL + shift": "#F0C05A",
+    "H-SSL + jitter": "#E69F00",
+    "near + jitter": "#882255",
+    "A-SSL + jitter": "#56B4E9",
+    "supervised": "black",
+}
+MARKS = {"rot": "o", "scale": "s", "trans": "^"}
+plt.rcParams.update({"font.size": 10, "axes.titlesize": 11, "figure.titlesize": 12})
+plt.rcParams.update({"legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9})
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams["figure.constrained_layout.use"] = True
 
 
-def dots(ax, points, loss, label=None):
-    """Dots of every seed and the line of their means.  points: {x: [values]}."""
-    xs = sorted(points)
-    ax.plot(xs, [statistics.mean(points[x]) for x in xs], color=COLOURS[loss], label=label or LOSSES[loss])
-    ax.plot([x for x in xs for _ in points[x]], [v for x in xs for v in points[x]], MARKS[loss], color=COLOURS[loss], ms=4)
+def dot_plot(ax, frame, measure, arms):
+    """A line for each arm: a measure of test images as they are (filled), and changed (hollow)."""
+    for y, name in enumerate(arms):
+        loss = name.split(", ")[1]
+        for m, fill in ((measure, COLOURS[loss]), (f"{measure}_changed", "white")):
+            values = by_seed(frame, m, name)
+            ax.plot(values, [y] * len(values), "o", mec=COLOURS[loss], mfc=fill, ms=6)
+            ax.plot(values.mean(), y, "|", color=COLOURS[loss], ms=16)
+    ax.set(yticks=range(len(arms)), yticklabels=[name.split(", ")[1] for name in arms])
+    ax.set_ylim(len(arms) - 0.5, -0.5)
+    ax.grid(axis="x", color="0.92")
 
 
-def gaps(rows, **flags):
-    """For each seed of the rows with these flags: the untrained network's error of Eq. 1, its null, and the invariance after
-    H-SSL over that after A-SSL; means over g."""
-    runs = [pick(rows, loss=loss, **flags) for loss in ("frozen", "hssl", "assl")]
-    return [(mean_over_g(u, "equation1"), mean_over_g(u, "invariance"), mean_over_g(h, "invariance") / mean_over_g(a, "invariance"))
-            for u, h, a in ([of[seed] for of in runs] for seed in sorted(set.intersection(*map(set, runs))))]
-
-
-def learned():
-    """Invariance to T_g after both losses, for three groups."""
-    rows = rows_of("learned")
-    figure, axes = plt.subplots(1, 3, figsize=(12.8, 4.2), layout="constrained", sharey=True)
-    for ax, group in zip(axes, GROUPS):
-        for loss in ("frozen", "assl", "hssl"):
-            runs = pick(rows, group=group, loss=loss).values()
-            dots(ax, {g + 1: list(values) for g, values in enumerate(zip(*(r["invariance"] for r in runs)))}, loss)
-        ax.axhline(1, color="0.8", lw=0.8, zorder=0)
-        ax.set_title(GROUPS[group])
-        ax.set_xlabel(f"g: {WHAT[group]}")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].set_ylabel("‖f(T_g x)(g0) - f(x)(g0)‖\nover the distance of two images")
-    axes[0].set_ylim(0)
-    axes[0].legend()
-    axes[0].text(0.5, 1.015, "as far as two different images", fontsize=7, color="0.5", transform=axes[0].get_yaxis_transform(), ha="center")
-    figure.suptitle("How far T_g moves the features: 0 is invariant")
+def read_outs(frames, title):
+    """One column for each {title: rows}: linear classifiers on one slot (above), all (below)."""
+    figure, axes = plt.subplots(2, len(frames), figsize=(4.3 * len(frames), 6))
+    for column, (name, frame) in zip(axes.T.reshape(-1, 2), frames.items()):
+        arms = list(dict.fromkeys(frame["arm"]))
+        for ax, measure in zip(column, ("linear_one", "linear_all")):
+            dot_plot(ax, frame, measure, arms)
+            ax.set_title(f"{name}: {'one slot' if measure == 'linear_one' else 'all slots'}")
+        column[1].set_xlabel("% of test digits: ● as they are, ○ changed by g")
+    figure.suptitle(title)
     return figure
 
 
-def same():
-    """The claims that two things are the same, in units of their margins."""
-    found = [r for r in claims() if r["margin"]]
-    if not found:
-        return None
-    colours = {"within the margin": "tab:green", "different": "tab:red", "undecided": "0.5"}
-    figure, ax = plt.subplots(figsize=(9, 1.6 + 0.28 * len(found)), layout="constrained")
-    ax.axvspan(-1, 1, color="0.92", label="the margin")
-    ax.axvline(0, color="0.6", lw=0.8)
-    for row, r in enumerate(found):
-        ax.errorbar(r["mean"] / r["margin"], row, xerr=r["half"] / r["margin"], fmt="o", ms=4, color=colours[r["verdict"]])
-    for name, colour in colours.items():
-        ax.plot([], [], "o-", color=colour, label=name)
-    ax.set(yticks=range(len(found)), yticklabels=[r["what"] for r in found], xlabel="difference over its margin, 95 % interval", xscale="symlog", title="Is the difference within the margin?")
-    ax.set_xticks((-10, -1, 0, 1, 10), ("-10", "-1", "0", "1", "10"))  # linear in ±1, logarithmic outside
-    ax.invert_yaxis()
-    ax.legend(fontsize=8, loc="lower left")
-    return figure
+def taught():
+    frame = load("taught")
+    parts = {GROUPS[g]: rows for g, rows in frame.groupby("group", sort=False)}
+    return read_outs(parts, "What a linear classifier reads after each way of training")
+
+
+def scale():
+    parts = {"10,000 digits, 9 epochs": load("nearer"), "60,000 digits, 1 epoch": load("minute")}
+    parts = {name: frame for name, frame in parts.items() if not frame.empty}
+    return read_outs(parts, "Scale, 3 functions and the maximum: what a linear classifier reads")
 
 
 def knob():
-    """The figure of the project: the error of Eq. 1 against how alike the two losses' networks are."""
-    rows = rows_of("knob")
-    epsilons = sorted({r["epsilon"] for r in rows if r["loss"] == "assl"} & {r["epsilon"] for r in rows if r["loss"] == "hssl"})
-    if not epsilons:
-        return None
-    figure, (left, *others) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
-    for n, e in enumerate(epsilons):
-        errors, _, ratios = zip(*gaps(rows, epsilon=e))
-        left.plot(errors, ratios, "o", color=plt.get_cmap("plasma")(n / len(epsilons)), ms=5, label=f"ε = {e:g}")
-    left.axhline(1, color="0.6", lw=0.8)
-    left.legend(fontsize=8, loc="upper left")
-    left.set(xscale="log", xlabel="error of Eq. 1 of the untrained network, mean over g\n(at ε = 0 it is the rounding of float32)",
-             ylabel="invariance after H-SSL / after A-SSL\n(1: the theory)", title="Does H-SSL do what A-SSL does?")
-    for ax, of in zip(others, (lambda r: mean_over_g(r, "invariance"), lambda r: r["moved"])):
-        for loss in ("frozen", "assl", "hssl"):
-            dots(ax, {max(e, 0.01): [of(r) for r in pick(rows, epsilon=e, loss=loss).values()] for e in epsilons}, loss)
-        ax.set(xscale="log", xlabel="ε (0 is drawn at 0.01)", ylim=(0, None))
-    others[0].set(ylabel="invariance, mean over g", title="How far a turn moves the features")
-    others[1].set(ylabel="% of test digits, turned at random", title="Accuracy on randomly turned digits (`moved`)")
-    others[0].legend()
-    return figure
-
-
-def rotation_long():
-    """The read-outs over the steps of a long training."""
-    rows = [r for r in rows_of("rotation_long") if r.get("curve")]
-    if not rows:
-        return None
-    figure, axes = plt.subplots(1, 3, figsize=(12.8, 4), layout="constrained")
-    for ax, name in zip(axes, ("top1", "linear", "invariance")):
-        read = lambda r: mean_over_g(r, name) if name == "invariance" else r[name]
-        for r in rows:
-            style = "-" if r["lr"] == 3.2 else ":"
-            style = "--" if r["group"] == "scale" else style
-            label = f"{GROUPS[r['group']]}, {LOSSES[r['loss']]}" + ", lr / 16" * (r["lr"] != 3.2) if r["seed"] == 0 else None
-            ax.plot(*zip(*[(p["step"], read(p)) for p in r["curve"]]), style, marker=".", color=COLOURS[r["loss"]], label=label)
-        ax.set(title="invariance, mean over g" if name == "invariance" else name, xlabel="step", ylabel="% of test images" if name == "top1" else None)
-        for r in rows_of("rotation_long"):
-            if r["loss"] == "frozen":
-                ax.axhline(read(r), color="0.6", lw=0.8, ls="--" if r["group"] == "scale" else "-",
-                           label=f"{GROUPS[r['group']]}, untrained" if r["seed"] == 0 else None)
-    axes[1].legend(fontsize=7, loc="center right")
-    return figure
-
-
-def strength():
-    """Read-outs against the largest displacement between the two views."""
-    rows = [r for r in rows_of("strength") if r["objective"] == "infonce" and r["base_size"] == 1]
-    if not {r["loss"] for r in rows} >= {"assl", "hssl"}:
-        return None
-    figure, axes = plt.subplots(1, 3, figsize=(12.8, 4), layout="constrained")
-    for ax, name in zip(axes, ("top1", "linear", "one position")):
-        for loss in ("assl", "hssl"):
-            points = {}
-            for r in rows:
-                if r["loss"] == loss:
-                    points.setdefault(reach(r), []).append(value(r, name))
-            dots(ax, points, loss)
-        for r in rows:
-            if r["loss"] == "frozen":
-                ax.axhline(value(r, name), color="0.6", lw=0.8, label="untrained" if r["seed"] == 0 else None)
-        ax.set(title=name if name != "one position" else "invariance to a shift by one position (4 px)", xlabel="largest distance between the two views, px",
-               ylabel="over the distance of two images" if name == "one position" else "% of test images")
+    frame = load("knob")
+    panels = {
+        "invariance": "change under a turn\n(1: two different images)",
+        "linear_one_changed": "linear, one slot, turned digits, %",
+        "retrieval": "finds its copy among 1,000, %",
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8))
+    for ax, (measure, label) in zip(axes, panels.items()):
+        for loss, rows in frame.groupby(frame["arm"].str.split(", ").str[1], sort=False):
+            means = rows.groupby("epsilon")[measure].mean()
+            ax.plot(means.index, means, color=COLOURS[loss], label=loss)
+            ax.plot(rows["epsilon"], rows[measure], "o", color=COLOURS[loss], ms=4)
+        ax.set(xscale="log", xlabel="ε: how much Eq. 1 is broken", title=label)
+        ax.set_xticks((0.1, 0.3, 1, 3), ("0.1", "0.3", "1", "3"))
+        ax.set_ylim(0)
     axes[0].legend()
+    figure.suptitle("Both losses, the further Γ_g is from right")
     return figure
 
 
-def scale_repaired():
-    """The error of Eq. 1 against its null, for the networks of the table."""
-    rows = rows_of("scale_repaired")
-    networks = [n for n in ((None, "mean"), (3, "mean"), (None, "max"), (3, "max")) if pick(rows, functions=n[0], pool=n[1], loss="assl")]
-    if len(networks) < 2:
+def published():
+    """Gains over the untrained network, ours (filled) and the paper's (hollow)."""
+    kinds = [kind for kind in tables.compared() if "hssl" in kind[2] or "assl" in kind[2]]
+    if not kinds:
         return None
-    figure, (*axes, gap) = plt.subplots(1, len(networks) + 1, figsize=(3.5 * len(networks) + 3.5, 3.8), layout="constrained")
-    for ax, (functions, pool) in zip(axes, networks):
-        for loss in ("frozen", "assl", "hssl"):
-            runs = list(pick(rows, functions=functions, pool=pool, loss=loss).values())
-            if runs:
-                dots(ax, {g + 1: list(v) for g, v in enumerate(zip(*(r["invariance"] for r in runs)))}, loss, f"invariance, {LOSSES[loss]}")
-                means = [statistics.mean(v) for v in zip(*(r["equation1"] for r in runs))]
-                ax.plot(range(1, len(means) + 1), means, ":", color=COLOURS[loss], label=f"error of Eq. 1, {LOSSES[loss]}")
-        name = "the paper's" if (functions, pool) == networks[0] else f"{functions or 11} functions, {pool} over space"
-        ax.sharey(axes[0])
-        ax.set(title=name, xlabel="g")
-        gap.plot(*zip(*[(error / null, ratio) for error, null, ratio in gaps(rows, functions=functions, pool=pool)]), "o" if pool == "mean" else "D", mfc="none" if functions else None, color="tab:red", ms=5, label=name)
-    axes[0].set_ylabel("over the distance of two images")
-    axes[-1].legend(fontsize=8, loc="upper left")
-    gap.axhline(1, color="0.6", lw=0.8)
-    gap.set(xlabel="untrained error of Eq. 1 over its null", ylabel="invariance after H-SSL / after A-SSL", title="Does H-SSL do what A-SSL does?")
-    gap.legend(fontsize=7)
+    figure, ax = plt.subplots(figsize=(8, 1 + 0.35 * len(kinds)))
+    for y, (_, arms, theirs) in enumerate(kinds):
+        for loss in ("hssl", "assl"):
+            colour = COLOURS[claims.LOSSES[loss]]
+            gain = arms[loss]["top1"].mean() - arms["frozen"]["top1"].mean()
+            ax.plot(gain, y, "o", color=colour)
+            if loss in theirs:
+                ax.plot(theirs[loss] - theirs["frozen"], y, "o", color=colour, mfc="white")
+    for loss in ("H-SSL", "A-SSL"):
+        ax.plot([], [], "o", color=COLOURS[loss], label=loss)
+    names = [
+        f"{title.replace('**', '')}, {tables.images(arms['hssl'])}" for title, arms, _ in kinds
+    ]
+    ax.axvline(0, color=COLOURS["untrained"], label="untrained")
+    ax.set(yticks=range(len(kinds)), yticklabels=names, xlabel="top-1 over untrained, points")
+    ax.set_ylim(len(kinds) - 0.5, -0.5)
+    ax.set_title("What training adds to top-1: ● here, ○ in the paper")
+    ax.legend()
     return figure
 
 
-def learned_group():
-    """Eq. 1's error and H-SSL's invariance against the share of turned images, and where the learned A ended."""
-    rows = [r for r in rows_of("learned_group") if r["over"] == "null" and r["backbone"] == "mlp" and r["lam"] == 10 and r["start"] != "identity" and not r["one_way"]]
-    if not rows:
+def figure2():
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2))
+    for name, style in (("bundle", "-"), ("bundle_cifar10", "--")):
+        frame = load(name)
+        for group in GROUPS:
+            curves, _ = tables.slopes(frame, group)
+            if len(curves):
+                change = curves.sub(curves[1], axis=0)
+                label = f"{GROUPS[group]}, {'CIFAR-10' if 'cifar' in name else 'MNIST'}"
+                left.plot(
+                    change.columns,
+                    change.mean(),
+                    style,
+                    color=COLOURS["H-SSL"],
+                    marker=MARKS[group],
+                    label=label,
+                )
+    left.axhline(0, color="0.8", lw=0.8, zorder=0)
+    left.set(
+        xscale="log",
+        xlabel="size of the base space |g0|",
+        ylabel="top-1 minus that at |g0| = 1, points",
+    )
+    left.set_xticks((1, 2, 4, 16, 36), ("1", "2", "4", "16", "36"))
+    left.set_title("Left: H-SSL with larger base spaces")
+    rows = load("distance")
+    if not rows.empty:
+        hssl = rows["loss"] == "hssl"
+        shift = 2 * 2**0.5 * (rows["strength"] * 29).astype(int)  # two shifts, along the diagonal
+        rows["px"] = shift.where(~hssl, 4 * rows["max_distance"] ** 0.5)
+        for loss, part in (("H-SSL", rows[hssl]), ("A-SSL", rows[~hssl])):
+            means = part.groupby("px")["top1"].mean()
+            right.plot(means.index, means, color=COLOURS[loss], label=loss)
+            right.plot(part["px"], part["top1"], "o", color=COLOURS[loss], ms=4)
+        before = by_seed(load("taught"), "top1", "trans, untrained").mean()
+        right.axhline(before, color=COLOURS["untrained"], label="untrained")
+        right.legend()
+    right.set(xlabel="largest distance between the two views, px", ylabel="top-1, %")
+    right.set_title("Right: translation, views that are further apart")
+    left.legend()
+    return figure
+
+
+def riddle():
+    path = os.path.join(claims.FOLDER, "riddle.jsonl")
+    if not os.path.exists(path):
         return None
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained", width_ratios=(1, 1, 0.8))
-    for kind in ("given", "learned"):
-        for ax, name in zip(axes, ("over_null", "invariance")):
-            points = {}
-            for r in rows:
-                if r["given"] == (kind == "given"):
-                    points.setdefault(max(r["share"], 0.001), []).append(mean_over_g(r, name))
-            dots(ax, points, kind, f"Γ {kind}")
-    for ax, name, title in zip(axes, ("over_null", "invariance"), ("error of Eq. 1 over its null (1: Γ_g does nothing)", "invariance: how far T_g moves f(x)")):
-        untrained = statistics.mean(mean_over_g(r["untrained"], name) for r in rows if r["given"])
-        ax.axhline(untrained, color="0.6", label=f"untrained (Γ given): {untrained:.2f}")
-        ax.set(xscale="log", xlabel="share of each batch that is turned (0 is drawn at 0.001)", title=title, ylim=(0, None))
-        ax.legend(fontsize=8)
-    ax, ends = axes[2], [r for r in rows if not r["given"] and r["share"] == 0.1]
-    ax.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.8"))
-    for x, y in ((1, 0), (0, 1), (-1, 0), (0, -1)):
-        ax.add_patch(plt.Circle((x, y), 0.15, fill=False))
-    ax.plot([], [], "o", mfc="none", color="k", ms=9, label="within 0.15 of a 4-cycle")
-    for found, colour in ((False, "tab:orange"), (True, "tab:blue")):
-        runs = [r for r in ends if cycle_found(r) == found]
-        ax.plot(*zip(*[a for r in runs for a in r["eigenvalues"]]), "^", color=colour, ms=4, label=f"{len(runs)} seeds: " + ("a 4-cycle is found" if found else "none is found"))
-    ax.set(aspect="equal", xlim=(-1.25, 1.25), ylim=(-1.25, 1.8), title="eigenvalues of A, 10 % turned")
-    ax.legend(fontsize=8, loc="upper center")
+    frame = pd.read_json(path, lines=True)
+    labels = [
+        "grey bins\nfind the copy",
+        "f finds\nthe copy",
+        "hand-made\nnumbers",
+        "three\ndirections",
+    ]
+    labels += ["ink", "linear", "kNN"]
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.4), sharey=True)
+    for ax, (group, rows) in zip(axes, frame.groupby("group", sort=False)):
+        for i, (_, row) in enumerate(rows.iterrows()):
+            x = np.arange(len(labels)) + 0.15 * (i - 1.5)
+            ax.plot(x, row.iloc[2:], "o", color=COLOURS[row["arm"]], label=row["arm"])
+        ax.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+        ax.set(title=GROUPS[group], ylim=(-3, 103))
+        ax.grid(axis="y", color="0.92")
+    axes[0].set_ylabel("per cent")
+    dots = {t: h for ax in axes for h, t in zip(*ax.get_legend_handles_labels())}
+    figure.legend(dots.values(), dots.keys(), loc="outside lower center", ncols=len(dots))
+    figure.suptitle("Ink or shapes?  What one slot of each network knows")
     return figure
 
+
+PICTURES = dict(taught=taught, scale=scale, knob=knob, published=published)
+PICTURES |= dict(figure2=figure2, riddle=riddle)
 
 if __name__ == "__main__":
-    for make in (learned, same, knob, scale_repaired, rotation_long, strength, learned_group):
-        figure = make() if make is same or rows_of(make.__name__) else None
-        if figure:
-            figure.savefig(os.path.join(FOLDER, f"{make.__name__}.png"), dpi=100)
-            print(f"{make.__name__}.png")
+    needs = dict(taught="taught", scale="nearer", knob="knob", figure2="bundle")
+    for name in sys.argv[1:] or PICTURES:
+        if name not in needs or len(load(needs[name])):
+            figure = PICTURES[name]()
+            if figure:
+                figure.savefig(os.path.join(claims.FOLDER, f"{name}.png"), dpi=100)
+                print(f"{name}.png")
