@@ -1,7 +1,7 @@
-"""The runs of train.py behind the tables: EXPERIMENTS[name] is a list of flags, one text for each run.
+"""The runs of train.py behind the tables: EXPERIMENTS[name] is a list of flags, one for each run.
 
-results/run.py does them, in this order.  Each experiment becomes results/NAME.jsonl.  Primary claims (CLAIMS.md) are tested
-on seeds 10 … 14; a pilot, which chooses a setting, has seed 0.
+results/run.py does them, in this order.  Each experiment becomes results/NAME.jsonl.  Primary
+claims (CLAIMS.md) are tested on seeds 10 … 14; a pilot, which chooses a setting, has seed 0.
 """
 
 SEEDS = range(10, 15)
@@ -11,11 +11,15 @@ BATCHES = "--batch-size 256 --warmup-epochs 0.25 "
 MNIST = "--dataset mnist --train-size 10000 --test-size 5000 --epochs 9 " + BATCHES
 PLAIN = "--lr 2 "  # as pilot_rates decided
 JITTER = "--augment jitter --lr 4 "  # likewise
-ALONE = JITTER + "--loss hssl --max-distance 0 "  # both views from the same slot: the null of what slots add
+ALONE = (
+    JITTER + "--loss hssl --max-distance 0 "
+)  # both views from the same slot: the null of what slots add
 NEAR = "--loss hssl --max-distance 1 "  # translation: neighbours only
 TINY = "--dataset tiny-imagenet --train-size 20000 --width 0.125 --epochs 10 --lr 2 " + BATCHES
 EPOCH = "--dataset mnist --group scale --epochs 1 --batch-size 128 --lr 2 --warmup-epochs 0.1 "
-CIFAR = "--dataset cifar10 --train-size 12500 --test-size 5000 --batch-size 128 --warmup-epochs 0.25 "
+CIFAR = (
+    "--dataset cifar10 --train-size 12500 --test-size 5000 --batch-size 128 --warmup-epochs 0.25 "
+)
 EIGHTH = CIFAR + "--width 0.125 --epochs 4 "
 SIXTEENTH = CIFAR + "--width 0.0625 --epochs 2 --group scale "
 
@@ -50,34 +54,60 @@ def bundle_sizes(start, seeds):
 
 EXPERIMENTS = {
     # one rate for plain runs and one for jitter, the same for all groups
-    "pilot_rates": each(MNIST + "--group {group} --loss hssl {lr} --seed 0", group=("rot", "scale"), lr=("--lr 2", "--lr 4"))
+    "pilot_rates": each(
+        MNIST + "--group {group} --loss hssl {lr} --seed 0",
+        group=("rot", "scale"),
+        lr=("--lr 2", "--lr 4"),
+    )
     + each(MNIST + "--group trans " + NEAR + "{lr} --seed 0", lr=("--lr 2", "--lr 4"))
-    + each(MNIST + "--group {group} --loss hssl --max-distance 0 --augment jitter --lr {lr} --seed 0",
-           group=("scale", "trans"), lr=(2, 4)),
+    + each(
+        MNIST + "--group {group} --loss hssl --max-distance 0 --augment jitter --lr {lr} --seed 0",
+        group=("scale", "trans"),
+        lr=(2, 4),
+    ),
     "taught": arms(
         *each(MNIST + "--group {group} {arm}", arm=TAUGHT, group=GROUPS),
         *each(MNIST + "--group trans {arm}", arm=(PLAIN + NEAR, JITTER + NEAR)),
     ),
-    "knob": arms(*each(MNIST + "--group rot --epsilon {epsilon} {arm}", arm=LEARN, epsilon=(0.1, 0.3, 1, 3))),
+    "knob": arms(
+        *each(MNIST + "--group rot --epsilon {epsilon} {arm}", arm=LEARN, epsilon=(0.1, 0.3, 1, 3))
+    ),
     "table2": arms(
-        *each(MNIST + "--group trans --backbone mlp {arm}", arm=(*LEARN[:2], LEARN[2] + " --base-size 16")),
-        *each(MNIST + "--group scale --backbone cnn --width 0.25 {arm}", arm=(*LEARN[:2], LEARN[2] + " --base-size 6")),
+        *each(
+            MNIST + "--group trans --backbone mlp {arm}",
+            arm=(*LEARN[:2], LEARN[2] + " --base-size 16"),
+        ),
+        *each(
+            MNIST + "--group scale --backbone cnn --width 0.25 {arm}",
+            arm=(*LEARN[:2], LEARN[2] + " --base-size 6"),
+        ),
         *each(MNIST + "--group scale --width 0.25 {arm}", arm=LEARN),
     )
-    + arms(MNIST + "--group trans --backbone mlp " + LABELS, MNIST + "--group scale --backbone cnn --width 0.25 " + LABELS,
-           MNIST + "--group scale --width 0.25 " + LABELS, seeds=THREE),
+    + arms(
+        MNIST + "--group trans --backbone mlp " + LABELS,
+        MNIST + "--group scale --backbone cnn --width 0.25 " + LABELS,
+        MNIST + "--group scale --width 0.25 " + LABELS,
+        seeds=THREE,
+    ),
     "labels": arms(*each(MNIST + "--group {group} " + LABELS, group=GROUPS), seeds=THREE),
     "distance": arms(
         *each(MNIST + "--group trans --loss hssl --lr 2 --max-distance {d}", d=(1, 2, 8, 32, 98)),
-        *each(MNIST + "--group trans --loss assl --lr 2 --strength {s}", s=(0.04, 0.07, 0.11, 0.2, 0.3, 0.45)),
+        *each(
+            MNIST + "--group trans --loss assl --lr 2 --strength {s}",
+            s=(0.04, 0.07, 0.11, 0.2, 0.3, 0.45),
+        ),
     ),
     "bundle": bundle_sizes(MNIST, SEEDS),
     "nearer": arms(*each(MNIST + "--group scale --functions 3 --pool max {arm}", arm=TAUGHT)),
-    # whole MNIST in a minute on two CPU cores, with its untrained network and what the augmentation alone gives
+    # whole MNIST in a minute on two CPU cores, beside its untrained network and the augmentation
+    # alone
     "minute": arms(
         EPOCH + "--loss frozen --functions 3 --pool max",
-        *each(EPOCH + "--loss hssl --functions 3 --pool max --augment {augment} {slots}",
-              augment=("shift", "jitter"), slots=("", "--max-distance 0")),
+        *each(
+            EPOCH + "--loss hssl --functions 3 --pool max --augment {augment} {slots}",
+            augment=("shift", "jitter"),
+            slots=("", "--max-distance 0"),
+        ),
         seeds=THREE,
     ),
     "cifar10": arms(
@@ -86,10 +116,15 @@ EXPERIMENTS = {
     )
     + arms(*each(EIGHTH + "--group {group} " + LABELS, group=GROUPS), seeds=THREE),
     "table2_cifar10": arms(
-        *each(SIXTEENTH + "--backbone cnn {arm}", arm=(*LEARN[:2], LEARN[2] + " --base-size 6", LABELS)),
+        *each(
+            SIXTEENTH + "--backbone cnn {arm}",
+            arm=(*LEARN[:2], LEARN[2] + " --base-size 6", LABELS),
+        ),
         *each(SIXTEENTH + "{arm}", arm=(*LEARN, LABELS)),
         seeds=THREE,
     ),
     "bundle_cifar10": bundle_sizes(CIFAR + "--width 0.125 --epochs 2 ", THREE),
-    "tiny": arms(*each(TINY + "--group rot --loss {loss}", loss=("frozen", "hssl", "assl")), seeds=(10,)),
+    "tiny": arms(
+        *each(TINY + "--group rot --loss {loss}", loss=("frozen", "hssl", "assl")), seeds=(10,)
+    ),
 }

@@ -100,6 +100,8 @@ def start(flags, name, data_dir):
 def work(jobs, options):
     """Do the jobs, a list of (flags, files).  Returns whether all that were started succeeded."""
     signals = []
+    git = ["git", "-C", ROOT, "describe", "--always", "--dirty"]
+    code = subprocess.run(git, capture_output=True, text=True).stdout.strip()
 
     def note(number, frame):
         signals.append(number)
@@ -126,7 +128,7 @@ def work(jobs, options):
             files = running.pop(process)
             if process.returncode == 0:
                 with open(os.path.join(process.folder, "result.json")) as file:
-                    row = json.load(file)
+                    row = json.load(file) | dict(code=code)
                 for name in files:
                     append(name, row)
             elif not told:
