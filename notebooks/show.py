@@ -67,7 +67,7 @@ def grid(rows, titles=(), names=(), colours=(), cmap="gray", limit=None, size=1.
         limit = max(float(torch.as_tensor(m).abs().max()) for row in rows for m in row) or 1.0
     low = -limit if cmap == "RdBu_r" else 0.0
     width = len(rows[0])
-    figsize = (size * width + 0.5, (size + 0.3) * len(rows))
+    figsize = (size * width + (1.2 if names else 0), (size + 0.05) * len(rows) + 0.4)
     figure, axes = plt.subplots(len(rows), width, figsize=figsize, squeeze=False)
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
@@ -152,7 +152,7 @@ def fed(f, images):
     No weight changes.  A BatchNorm that has seen nothing divides by 1, and the layers of an
     untrained f would differ in size."""
     for norm in f.modules():
-        if isinstance(norm, nn.BatchNorm2d):
+        if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
             norm.momentum = None  # a plain average
     with torch.no_grad():
         f.train()(images)
