@@ -105,8 +105,9 @@ def draw(ax):
 
 
 def main():
-    plt.rcParams.update({"svg.hashsalt": "eq2_to_eq3", "mathtext.fontset": "dejavusans"})
-    figure = plt.figure(figsize=(16, 9), layout="none")
+    plt.rcParams["svg.hashsalt"] = "eq2_to_eq3"  # the same file each time
+    plt.rcParams["figure.constrained_layout.use"] = False
+    figure = plt.figure(figsize=(16, 9))
     draw(figure.add_axes([0, 0, 1, 1]))
     figure.savefig(os.path.join(HERE, "eq2_to_eq3.svg"), metadata={"Date": None})
     figure.savefig(os.path.join(HERE, "idea.png"), dpi=60)

@@ -10,7 +10,7 @@ Turns, views and losses never share a colour.  Seeds have markers and no colour 
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
-from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 TURNS = ["#3366cc", "#e6a700", "#2e9e5b", "#d1352b"]  # slot or element 0°, 90°, 180°, 270°
 VIEWS = ["#8e24aa", "#ff5fa2"]  # g1 and g2 of a pair
@@ -146,14 +146,14 @@ def relative(a, b):
     return float((a - b).norm() / b.norm())
 
 
-def fed(f, images):
-    """f in evaluation mode, its BatchNorm with the mean and variance of images (B, C_in, H, H).
+def fed(module, inputs):
+    """A network or head in evaluation mode, its BatchNorm with the mean and variance of `inputs`.
 
     No weight changes.  A BatchNorm that has seen nothing divides by 1, and the layers of an
-    untrained f would differ in size."""
-    for norm in f.modules():
-        if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+    untrained network would differ in size."""
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm):
             norm.momentum = None  # a plain average
     with torch.no_grad():
-        f.train()(images)
-    return f.eval()
+        module.train()(inputs)
+    return module.eval()

@@ -96,11 +96,11 @@ def main():
             "Each row: all channels in one slot (16 shown, averaged over space)", fontsize=14
         )
         picture = io.BytesIO()
-        figure.savefig(picture, dpi=80)
+        figure.savefig(picture, dpi=72)
         plt.close(figure)
         frames.append(Image.open(picture).convert("RGB"))
 
-    palette = frames[0].quantize(80, Image.Quantize.MAXCOVERAGE)
+    palette = frames[0].quantize(64, Image.Quantize.MAXCOVERAGE)
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     pauses = [1800 if angle % 90 == 0 else 250 for angle in range(0, 360, STEP)]  # ms
     path = os.path.join(HERE, "turning.gif")
