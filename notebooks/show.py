@@ -7,6 +7,9 @@
 Turns, views and losses never share a colour.  Seeds have markers and no colour of their own.
 """
 
+import json
+from pathlib import Path
+
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
@@ -157,3 +160,24 @@ def fed(module, inputs):
     with torch.no_grad():
         module.train()(inputs)
     return module.eval()
+
+
+def taught(root):
+    """The runs of results/taught.jsonl, by group and arm: {("rot", "jitter"): [row, ...], ...}.
+
+    root  the folder of the repository, a Path
+    Arms: untrained, H-SSL, A-SSL; jitter (alone: both views from the same slot), jitter + slots,
+    jitter + A-SSL.  ", near": only neighbours are compared.  {} if there are no runs yet."""
+    path = Path(root) / "results" / "taught.jsonl"
+    arms = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        row = json.loads(line)
+        arm = {"frozen": "untrained", "hssl": "H-SSL", "assl": "A-SSL"}[row["loss"]]
+        if row["augment"] == "jitter":
+            arm = "jitter + slots" if arm == "H-SSL" else f"jitter + {arm}"
+        if row["max_distance"] == 0:
+            arm = "jitter"
+        elif row["max_distance"] is not None:
+            arm += ", near"
+        arms.setdefault((row["group"], arm), []).append(row)
+    return arms
