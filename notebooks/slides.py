@@ -81,7 +81,7 @@ def find_your_partner(figure, f, x):
 
 
 def is_the_task_trivial(figure, f, x):
-    """Eight grey values, counted, find a turned copy every time, and a shrunk one seldom."""
+    """Eight grey values, counted, find every turned copy, and shrunk ones no better than chance."""
     figure.suptitle("Is the task trivial?  Eight grey values, counted, no network", fontsize=36)
     images = data.load("mnist5k").test_x.double() / 255  # (1000, 1, 29, 29)
     axes = figure.subplots(2, 3)
