@@ -1,4 +1,6 @@
-"""What the tests share: the modules on the path, two threads, the notebooks that run beside them, and digits made of nothing but arithmetic."""
+"""What the tests share: modules on the path, notebooks that run beside them, and images made of
+nothing but arithmetic."""
+
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -8,48 +10,84 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torchvision.transforms.v2.functional import to_pil_image
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-import launch  # noqa: E402
-
-launch.keep_freed_memory()
-os.environ.update(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_=str(2 ** 31 - 1))  # the same for the processes that tests and notebooks start
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-if not os.environ.get("TEST_ON_GPU"):  # most tests are about the CPU and gloo; a GPU's owner can run the suite on it
+if not os.environ.get("TEST_ON_GPU"):  # the tests are about the CPU; who has a GPU can use it
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+# ---------------------------------------------------------------------------------- notebooks
 RUN = """import nbclient, nbformat, os, sys
 notebook, folder = nbformat.read(sys.argv[1], as_version=4), os.path.dirname(sys.argv[1])
-nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()"""
+where = {"metadata": {"path": folder}}
+nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where).execute()"""
+
+
+def run_notebook(path):
+    command = [sys.executable, "-c", RUN, path]
+    env = dict(os.environ, OMP_NUM_THREADS="1")
+    return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.name.startswith("test_notebook_runs"))  # at the end: they wait for what runs in the background
+    # at the end: they wait for what runs in the background
+    items.sort(key=lambda item: item.name.startswith("test_notebook_runs"))
 
 
 def pytest_collection_finish(session):
-    """Start the selected notebooks, one after the other in fresh kernels; the tests then have one thread: session.config.notebooks[path] is a future of the process."""
-    run = lambda path: subprocess.run([sys.executable, "-c", RUN, path], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    """Start the selected notebooks, one after the other in fresh kernels.  The tests then have one
+    thread.  session.config.notebooks[path] is a future of the process."""
     pool = ThreadPoolExecutor(1)
-    session.config.notebooks = {item.callspec.params["path"]: pool.submit(run, item.callspec.params["path"]) for item in session.items
-                                if item.name.startswith("test_notebook_runs") and not session.config.option.collectonly}
+    session.config.notebooks = {}
+    if session.config.option.collectonly:
+        return
+    for item in session.items:
+        if item.name.startswith("test_notebook_runs"):
+            path = item.callspec.params["path"]
+            session.config.notebooks[path] = pool.submit(run_notebook, path)
     if session.config.notebooks:
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
 
 
+# ------------------------------------------------------------------------------ lives of runs
 @pytest.fixture(scope="session")
 def nursery():
-    """Start a process that has imported train.py and in which no torch thread has run: tests fork theirs from it in tenths of a second."""
+    """Start the process that lives are forked from, see lives.py.  Use it wherever one is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([ROOT, os.path.dirname(__file__)]))
-        multiprocessing.get_context("forkserver").set_forkserver_preload(["train", "matplotlib.pyplot", "test_faults", "test_distributed"])
+        names = ["train", "matplotlib.pyplot", "lives", "test_distributed"]
+        multiprocessing.get_context("forkserver").set_forkserver_preload(names)
         multiprocessing.forkserver.ensure_running()
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Flags of a run on 128 images of 16 px in 2 classes, 32 a batch: four steps an epoch."""
+    root = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for split, n in (("train", 64), ("test", 8)):
+        for c in range(2):
+            images = blobs(n, 16, 3, generator=generator).clamp(max=1)  # (n, 3, 16, 16)
+            write_images(root / split / str(c), (images * (255 - 100 * c)).to(torch.uint8))
+    return [
+        *("--dataset", "folder", "--data-dir", str(root), "--group", "trans", "--width", "0.125"),
+        *("--batch-size", "32", "--warmup-epochs", "0.5", "--amp", "off", "--no-before"),
+    ]
+
+
+def write_images(folder, images, ending="png"):
+    """Images (n, C, H, W) uint8 as files 0.png, 1.png, … in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        to_pil_image(image).save(folder / f"{i}.{ending}")
+
+
+# -------------------------------------------------------------------------------- small parts
 @pytest.fixture
 def double():
     """Everything made in this test is float64."""
@@ -63,14 +101,17 @@ def seed():
     torch.manual_seed(0)
 
 
-def blobs(batch, size, c_in=1, margin=0, dtype=torch.float64):
-    """Smooth random images with an empty margin: a few Gaussian strokes, no two alike: (B, C_in, size, size)."""
+def blobs(batch, size, c_in=1, margin=0, dtype=torch.float64, generator=None):
+    """Smooth random images with an empty margin: a few Gaussian strokes, no two alike:
+    (B, C_in, size, size)."""
     u = torch.arange(size, dtype=dtype)
     inside = size - 1 - 2 * margin
-    centre = margin + inside * (0.25 + 0.5 * torch.rand(batch, c_in, 6, 2, dtype=dtype))  # (B, C_in, 6, 2)
-    width = inside * (0.04 + 0.06 * torch.rand(batch, c_in, 6, 1, dtype=dtype))  # (B, C_in, 6, 1)
-    y = torch.exp(-((u - centre[..., :1]) / width) ** 2 / 2)  # (B, C_in, 6, size)
-    x = torch.exp(-((u - centre[..., 1:]) / width) ** 2 / 2)  # (B, C_in, 6, size)
+    centre = torch.rand(batch, c_in, 6, 2, dtype=dtype, generator=generator)
+    centre = margin + inside * (0.25 + 0.5 * centre)  # (B, C_in, 6, 2)
+    width = torch.rand(batch, c_in, 6, 1, dtype=dtype, generator=generator)
+    width = inside * (0.04 + 0.06 * width)  # (B, C_in, 6, 1)
+    y = torch.exp(-(((u - centre[..., :1]) / width) ** 2) / 2)  # (B, C_in, 6, size)
+    x = torch.exp(-(((u - centre[..., 1:]) / width) ** 2) / 2)  # (B, C_in, 6, size)
     images = torch.einsum("bcny,bcnx->bcyx", y, x)  # (B, C_in, size, size)
     frame = (u >= margin) & (u <= size - 1 - margin)
     return images * frame[:, None] * frame
@@ -82,7 +123,8 @@ def relative(a, b):
 
 
 def trained(f, x, steps=3):
-    """f after a few steps on a loss that knows nothing of the group: weights and BatchNorm statistics have moved."""
+    """f after a few steps on a loss that knows nothing of the group: weights and BatchNorm
+    statistics have moved."""
     before = [p.detach().clone() for p in f.parameters()]
     optimizer = torch.optim.SGD(f.parameters(), lr=0.1)
     f.train()
@@ -91,5 +133,6 @@ def trained(f, x, steps=3):
         optimizer.zero_grad()
         (f(x) - target).pow(2).mean().backward()
         optimizer.step()
-    assert all((a != b).any() for a, b in zip(before, f.parameters())), "a weight did not move"
+    for old, new in zip(before, f.parameters()):
+        assert (old != new).any(), "a weight did not move"
     return f.eval()

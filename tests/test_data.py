@@ -1,89 +1,263 @@
-"""Images from folders, as users have them: what is read, and what is refused."""
+"""Images as users have them: what is read, and what is refused; shift and jitter by hand."""
+
+import io
+import math
+import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+import torch.nn.functional as F
+from conftest import blobs, write_images
+from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_pil_image
 
 import data
 
 
-def write(image, path):
-    to_pil_image(image).save(path)
+def noise(n, size=20, channels=3):
+    """(n, channels, size, size) uint8; size: also (height, width)."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.randint(256, (n, channels, height, width), dtype=torch.uint8)
 
 
 def folder(root, size=20, classes=("a", "b"), splits=("train", "test"), n=3):
+    """A folder of n images for each class and split → its name."""
     for split in splits:
         for c in classes:
-            (root / split / c).mkdir(parents=True)
-            for i in range(n):
-                write(torch.randint(256, (3, size, size), dtype=torch.uint8), str(root / split / c / f"{i}.png"))
+            write_images(root / split / c, noise(n, size))
     return str(root)
 
 
-@pytest.mark.slow
-def test_digits_are_the_whole_five_thousand_stratified():
+def refuse(*words, dataset="folder", root):
+    with pytest.raises(data.UsageError) as caught:
+        data.load(dataset, str(root))
+    told = str(caught.value)
+    assert "\n" not in told and all(word in told for word in words), told
+
+
+# ----------------------------------------------------------------------------- whole data sets
+def test_mnist5k_is_the_whole_five_thousand_stratified():
     d = data.load("mnist5k")
-    assert d.train_x.shape == (4000, 1, 29, 29) and d.test_x.shape == (1000, 1, 29, 29) and d.train_x.dtype == torch.uint8
+    assert d.train_x.shape == (4000, 1, 29, 29) and d.test_x.shape == (1000, 1, 29, 29)
+    assert d.train_x.dtype == torch.uint8 and d.kind == "mnist" and d.classes == data.DIGITS
     assert (torch.bincount(d.train_y) == 400).all() and (torch.bincount(d.test_y) == 100).all()
     assert len(d.test_y[:50].unique()) > 5  # not in order of class
-    assert (d.train_x[..., -1] == 0).all() and (d.train_x[..., -1, :] == 0).all()  # padded 28 → 29
+    assert not d.train_x[..., -1].any() and not d.train_x[..., -1, :].any()  # padded 28 → 29
     flat = torch.cat([d.train_x, d.test_x]).flatten(1)
     assert len(flat.unique(dim=0)) > 4990  # the two parts share no image
-    again, few = data.load("mnist5k"), data.load("mnist5k", train_size=100)
-    assert torch.equal(again.train_x, d.train_x) and torch.equal(few.train_x, d.train_x[:100])
+    few = data.load("mnist5k", train_size=100, test_size=50)
+    assert torch.equal(few.train_x, d.train_x[:100]) and torch.equal(few.test_x, d.test_x[:50])
     other = data.load("mnist5k", train_size=100, seed=1)
-    assert not torch.equal(other.train_x, few.train_x) and torch.equal(other.test_x, few.test_x)
+    assert not torch.equal(other.train_x, few.train_x) and torch.equal(other.test_x, d.test_x)
+    assert data.fingerprint(other.train_x) != data.fingerprint(few.train_x)
 
 
 def test_mean_and_std_are_those_of_the_images():
-    x = torch.randint(256, (50, 3, 9, 9), dtype=torch.uint8)
+    x = noise(50, 9)
     mean, std = data.mean_std(x)
     y = x.double() / 255
     assert torch.allclose(torch.tensor(mean).double(), y.mean((0, 2, 3)), atol=1e-6)
     assert torch.allclose(torch.tensor(std).double(), y.std((0, 2, 3), correction=0), atol=1e-6)
+    assert data.mean_std(torch.zeros_like(x))[1] == [1 / 255] * 3  # a constant is not divided by 0
 
 
-@pytest.mark.parametrize("size, legal, kind", [(20, 29, "mnist"), (29, 29, "mnist"), (32, 31, "cifar10"), (64, 31, "tiny-imagenet")])
+def test_a_canvas_is_padded_or_cropped_on_the_right_and_below(monkeypatch):
+    part = torch.randint(1, 256, (3, 1, 28, 28), dtype=torch.uint8), torch.arange(3)
+    monkeypatch.setattr(data, "_mnist", lambda _: (part, part, data.DIGITS, "mnist"))
+    plain = data.load("mnist").test_x
+    small = data.load("mnist", image_size=28).test_x
+    large = data.load("mnist", image_size=32).test_x
+    assert plain.shape[-2:] == (29, 29) and small.shape[-2:] == (28, 28)
+    assert large.shape[-2:] == (32, 32)
+    assert torch.equal(small, plain[..., :28, :28])
+    assert torch.equal(large[..., :29, :29], plain)
+    assert not large[..., 29:, :].any() and not large[..., 29:].any()
+
+
+@pytest.mark.parametrize(
+    "x, y, told",
+    [
+        (4, [0, 1, 1], "no test images, or not as many labels"),
+        (0, [], "no test images, or not as many labels"),
+        (3, [0, 1, 2], "test labels outside 0 … 1"),
+        (3, [-1, 0, 1], "test labels outside 0 … 1"),
+    ],
+)
+def test_labels_are_checked(monkeypatch, x, y, told):
+    good = noise(2, 28, 1), torch.tensor([0, 1])
+    bad = noise(x, 28, 1), torch.tensor(y, dtype=torch.long)
+    monkeypatch.setattr(data, "_mnist", lambda _: (good, good, ["a", "b"], "mnist"))
+    assert data.load("mnist").test_y.sort().values.tolist() == [0, 1]
+    monkeypatch.setattr(data, "_mnist", lambda _: (good, bad, ["a", "b"], "mnist"))
+    refuse(told, dataset="mnist", root="here")
+
+
+def test_damaged_mnist_files_are_named(tmp_path):
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    header = b"\0\0\x08\x03\0\0\0\x02"
+    for content in (header + b"cut", header + b"\0\0\0\x1c\0\0\0\x1ccut"):
+        for name in names:
+            (raw / f"{name}-ubyte").write_bytes(content)
+        refuse("can't be read", "download it again", dataset="mnist", root=tmp_path)
+
+
+def test_cifar10_from_torchvision_and_from_a_folder(tmp_path, monkeypatch):
+    d = data.load("cifar10", folder(tmp_path, 32, ("airplane", "cat")))
+    assert d.train_x.shape == (6, 3, 31, 31) and d.classes == ["airplane", "cat"]
+    pixels = np.random.default_rng(0).integers(256, size=(2, 32, 32, 3), dtype=np.uint8)
+    part = SimpleNamespace(data=pixels, targets=[3, 3], classes=list("abcd"))
+    monkeypatch.setattr(data, "_torchvision", lambda *_: (part, part))
+    x = data.load("cifar10", "elsewhere").train_x.permute(0, 2, 3, 1)  # (2, 31, 31, 3), shuffled
+    for original in pixels:
+        assert any(np.array_equal(image, original[:31, :31]) for image in x)
+
+
+def tiny_imagenet(root):
+    for wnid in ("n1", "n2"):
+        write_images(root / "train" / wnid / "images", noise(2, 64), "JPEG")
+    write_images(root / "val/images", noise(1, 64, 1), "JPEG")  # grey, as some are
+    (root / "wnids.txt").write_text("n2\nn1\n")
+    (root / "val/val_annotations.txt").write_text("0.JPEG\tn1\t0\t0\t63\t63\n")
+
+
+def test_tiny_imagenet_layout(tmp_path):
+    tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    for root in (tmp_path, tmp_path / "tiny-imagenet-200"):
+        d = data.load("tiny-imagenet", str(root))
+        assert d.train_x.shape == (4, 3, 31, 31) and d.kind == "tiny-imagenet"
+        assert d.classes == ["n2", "n1"] and d.test_y.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "path, text, told",
+    [
+        ("wnids.txt", "n2\nn1\nn2\n", "a wnid stands twice"),
+        ("train/n1/images", None, "n1"),
+        ("val/val_annotations.txt", "", "no test images"),
+        ("val/val_annotations.txt", "0.JPEG\tn3\t0\n", "n3"),
+        ("val/images/0.JPEG", None, "0.JPEG can't be read"),
+    ],
+)
+def test_a_broken_tiny_imagenet_is_refused(tmp_path, path, text, told):
+    tiny_imagenet(tmp_path)
+    if text is not None:
+        (tmp_path / path).write_text(text)
+    elif (tmp_path / path).is_dir():
+        shutil.rmtree(tmp_path / path)
+    else:
+        (tmp_path / path).unlink()
+    refuse(told, dataset="tiny-imagenet", root=tmp_path)
+
+
+# ------------------------------------------------------------------------------- folders
+@pytest.mark.parametrize(
+    "size, legal, kind",
+    [(16, 29, "mnist"), (29, 29, "mnist"), (30, 31, "cifar10"), (32, 31, "cifar10")]
+    + [(64, 31, "tiny-imagenet")],
+)
 def test_folders_choose_their_network_by_size(tmp_path, size, legal, kind):
     d = data.load("folder", folder(tmp_path, size))
-    assert d.train_x.shape == (6, 3, legal, legal) and d.kind == kind and d.classes == 2
+    assert d.train_x.shape == (6, 3, legal, legal) and d.kind == kind
+    assert d.classes == ["a", "b"] and d.train_y.bincount().tolist() == [3, 3]
+
+
+def test_each_image_keeps_its_label_and_its_pixels(tmp_path):
+    d = data.load("folder", folder(tmp_path, 29))
+    for x, y in zip(d.train_x, d.train_y):
+        files = [tmp_path / f"train/{d.classes[y]}/{i}.png" for i in range(3)]
+        found = [np.array(Image.open(file)) for file in files]
+        assert sum(np.array_equal(x.permute(1, 2, 0), image) for image in found) == 1
+
+
+def test_hidden_folders_and_files_do_not_count(tmp_path):
+    root = folder(tmp_path)
+    write_images(tmp_path / "train/.ipynb_checkpoints", noise(2))
+    write_images(tmp_path / "train/a/.thumbnails", noise(2))
+    (tmp_path / "train/a/.DS_Store").write_bytes(b"no image")
+    (tmp_path / "train/.directory").write_bytes(b"no image")
+    d = data.load("folder", root)
+    assert d.classes == ["a", "b"] and len(d.train_x) == 6
 
 
 def test_val_serves_as_test_and_grey_images_become_three_channels(tmp_path):
     root = folder(tmp_path, 20, splits=("train", "val"))
-    write(torch.randint(256, (1, 20, 20), dtype=torch.uint8), str(tmp_path / "train/a/grey.jpg"))
+    grey = noise(1, 20, 1)
+    write_images(tmp_path / "train/a/deeper", grey)
+    x = data.load("folder", root).train_x
+    assert x.shape == (7, 3, 29, 29)
+    assert (x[..., :20, :20] == grey).flatten(1).all(1).sum() == 1
+
+
+def test_a_flat_test_folder_beside_a_sorted_val(tmp_path):
+    """As in many competitions: test/ has no labels."""
+    root = folder(tmp_path, splits=("train", "val"))
+    write_images(tmp_path / "test", noise(7))
     d = data.load("folder", root)
-    assert d.train_x.shape == (7, 3, 29, 29)
+    assert len(d.test_x) == 6 and d.test_y.bincount().tolist() == [3, 3]
+
+
+def test_images_without_classes(tmp_path):
+    """A tenth is for testing; the same one for every seed."""
+    write_images(tmp_path / "train", noise(40))
+    d, other = [data.load("folder", str(tmp_path), seed=seed) for seed in (0, 1)]
+    assert len(d.train_x) == 36 and len(d.test_x) == 4
+    assert (d.train_y, d.test_y, d.classes) == (None, None, [])
+    assert len(torch.cat([d.train_x, d.test_x]).flatten(1).unique(dim=0)) == 40
+    assert torch.equal(d.test_x, other.test_x)
+    few, fewer = [data.load("folder", str(tmp_path), 9, seed) for seed in (0, 1)]
+    assert len(few.train_x) == 9 and not torch.equal(few.train_x, fewer.train_x)
+
+
+@pytest.mark.parametrize("where", ["test", "val", "test/a"])
+def test_images_without_classes_and_a_test_folder(tmp_path, where):
+    write_images(tmp_path / "train", noise(40))
+    write_images(tmp_path / where, noise(5))
+    d = data.load("folder", str(tmp_path))
+    assert len(d.train_x) == 40 and len(d.test_x) == 5 and d.test_y is None
 
 
 def test_what_is_refused_is_named(tmp_path):
-    root = folder(tmp_path / "one")
-    (tmp_path / "one/train/a/0.png").write_bytes(b"no image")
-    with pytest.raises(data.DataError, match="0.png can't be read"):
-        data.load("folder", root)
-    root = folder(tmp_path / "two")
-    whole = (tmp_path / "two/train/a/0.png").read_bytes()
-    (tmp_path / "two/train/a/0.png").write_bytes(whole[:len(whole) // 2])  # truncated
-    with pytest.raises(data.DataError, match="0.png can't be read"):
-        data.load("folder", root)
-    root = folder(tmp_path / "three")
-    write(torch.zeros(3, 21, 20, dtype=torch.uint8), str(tmp_path / "three/train/b/odd.png"))
-    with pytest.raises(data.DataError, match="odd.png is 21 × 20"):
-        data.load("folder", root)
-    root = folder(tmp_path / "four")
-    (tmp_path / "four/train/c").mkdir()
-    with pytest.raises(data.DataError, match="remove an empty class"):
-        data.load("folder", root)
-    root = folder(tmp_path / "five", 8)
-    with pytest.raises(data.DataError, match="at least 16"):
-        data.load("folder", root)
-    with pytest.raises(data.DataError, match="no train folder"):
-        data.load("folder", str(tmp_path / "none"))
+    root = tmp_path / "none"
+    refuse("no images found", "none", root=root)
+    folder(root)
+    (root / "train/a/0.png").write_bytes(b"no image")
+    refuse("0.png can't be read", root=root)
+    write_images(root / "train/a", noise(1))
+    content = (root / "train/a/0.png").read_bytes()
+    (root / "train/a/0.png").write_bytes(content[: len(content) // 2])
+    refuse("0.png can't be read", root=root)
+    write_images(root / "train/a", noise(1, (21, 20)))
+    refuse("21 × 20", "make them one size", root=root)
+    write_images(root / "train/a", noise(1))
+    write_images(root / "train", noise(1))
+    refuse("train/0.png lies beside folders of classes", root=root)
+    (root / "train/0.png").unlink()
+    (root / "train/c").mkdir()
+    refuse("c is not in both folders", root=root)
+    (root / "test/c").mkdir()
+    refuse("class 'c'", "has no image", root=root)
+    shutil.rmtree(root / "train/c")
+    refuse("c is not in both folders", root=root)
+    shutil.rmtree(root / "test")
+    refuse("a, b is not in both folders", "needs train/", "test/", root=root)
 
 
+@pytest.mark.parametrize(
+    "sizes, told",
+    [((8, 8), "enlarge"), ((20, 21), "make them one size"), (((20, 22),) * 2, "make them square")],
+)
+def test_sizes_that_no_network_takes_are_refused(tmp_path, sizes, told):
+    for split, size in zip(("train", "test"), sizes):
+        folder(tmp_path, size, splits=(split,))
+    refuse(told, root=tmp_path)
+
+
+# -------------------------------------------------------------------------- single images
 def test_photographs_are_read_upright(tmp_path):
     """A camera may store the turn in EXIF and not in the pixels."""
     image = Image.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20))
@@ -94,80 +268,196 @@ def test_photographs_are_read_upright(tmp_path):
     assert torch.equal(data._read([str(tmp_path / "a.png")])[0, 0], upright)
 
 
+def test_a_damaged_exif_tag_does_not_block_a_photograph(tmp_path):
+    """Pillow reads the pixels; only asking for the orientation fails."""
+    path = str(tmp_path / "a.jpg")
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112], exif[0x011A] = "camera", 6, 72.0
+    content = bytearray(exif.tobytes())
+    content[41] = 1  # the resolution is now said to be a list of bytes
+    to_pil_image(blobs(1, 20, 3)[0]).save(path, exif=bytes(content))
+    with Image.open(path) as image, pytest.raises(Exception):  # noqa: B017
+        ImageOps.exif_transpose(image)
+    assert data._read([path]).shape == (1, 3, 20, 20)
+
+
 @pytest.mark.parametrize("values, mode", [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")])
-def test_images_of_more_than_8_bits_are_refused(tmp_path, values, mode):
+@pytest.mark.parametrize("ending", ["tiff", "png"])
+def test_images_of_more_than_8_bits_are_refused(tmp_path, values, mode, ending):
     """Pillow turns all of them into RGB without a word, and everything above 255 into 255."""
-    root, path = folder(tmp_path), tmp_path / "train/a/deep.tiff"
+    if ending == "png" and mode != "I;16":
+        pytest.skip("no such file")
+    path = tmp_path / f"train/a/deep.{ending}"
+    root = folder(tmp_path)
     Image.fromarray((np.arange(400).reshape(20, 20) * 100).astype(values)).save(path)
     assert Image.open(path).mode == mode
-    with pytest.raises(data.DataError, match=r"deep.tiff has more than 8 bits a channel .*: convert it"):
-        data.load("folder", root)
+    refuse(f"deep.{ending} has more than 8 bits a channel ({mode})", root=root)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK"])
 def test_other_modes_of_8_bits_are_read(tmp_path, mode):
-    root = folder(tmp_path, classes=("a",), splits=("train", "test"), n=1)
-    Image.new("RGB", (20, 20), (255, 255, 255)).convert(mode).save(tmp_path / "train/a/0.tiff")
-    (tmp_path / "train/a/0.png").unlink()
-    assert (data.load("folder", root).train_x[..., :20, :20] == 255).all()
+    path = str(tmp_path / "0.tiff")
+    Image.new("RGB", (20, 20), (255, 255, 255)).convert("L").convert(mode).save(path)
+    assert Image.open(path).mode == mode
+    assert (data._read([path]) == 255).all()
 
 
-@pytest.mark.parametrize("x, y, told", [
-    (4, [0, 1, 1], "4 test images and 3 labels"), (0, [], "0 test images and 0 labels"),
-    (3, [0, 1, 2], "test labels from 0 to 2, not 0 … 1"), (3, [-1, 0, 1], "test labels from -1 to 1")])
-def test_labels_are_checked(monkeypatch, x, y, told):
-    good = torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.tensor([0, 1])
-    bad = torch.zeros(x, 1, 28, 28, dtype=torch.uint8), torch.tensor(y, dtype=torch.long)
-    monkeypatch.setattr(data, "_mnist", lambda data_dir: (good, good, 2, "mnist"))
-    assert data.load("mnist").test_y.sort().values.tolist() == [0, 1]
-    monkeypatch.setattr(data, "_mnist", lambda data_dir: (good, bad, 2, "mnist"))
-    with pytest.raises(data.DataError, match=told):
-        data.load("mnist")
+def test_transparent_images_are_refused(tmp_path):
+    """Black strokes on a transparent ground would all be black."""
+    root = folder(tmp_path)
+    strokes = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    strokes.paste((0, 0, 0, 255), (5, 5, 15, 15))
+    palette = strokes.quantize()
+    assert palette.mode == "P"
+    for name, image in (("rgba", strokes), ("la", strokes.convert("LA")), ("p", palette)):
+        image.save(tmp_path / f"train/a/{name}.png")
+        refuse(f"{name}.png is transparent in places", root=root)
+        (tmp_path / f"train/a/{name}.png").unlink()
 
 
-def test_cifar10_from_torchvision_and_from_a_folder(tmp_path, monkeypatch):
-    assert data.load("cifar10", folder(tmp_path, 32, ("airplane", "cat"))).train_x.shape == (6, 3, 31, 31)
-    part = SimpleNamespace(data=np.random.default_rng(0).integers(256, size=(2, 32, 32, 3), dtype=np.uint8), targets=[3, 3])
-    monkeypatch.setattr(data, "_torchvision", lambda *_: (part, part))
-    x = data.load("cifar10", "elsewhere").train_x.permute(0, 2, 3, 1)  # (2, 31, 31, 3) in random order
-    assert all(any(np.array_equal(image, original[:31, :31]) for image in x) for original in part.data)
+def test_spoiled_images_are_read_or_named(tmp_path):
+    draw, path = random.Random(0), tmp_path / "x"
+    ways = dict(read=0, named=0)
+    for kind in ("PNG", "JPEG"):
+        buffer = io.BytesIO()
+        to_pil_image(noise(1, 16)[0]).save(buffer, kind)
+        for _ in range(60):
+            content = bytearray(buffer.getvalue())
+            for _ in range(draw.randrange(1, 4)):
+                content[draw.randrange(len(content))] = draw.randrange(256)
+            path.write_bytes(content[: draw.choice([len(content), draw.randrange(len(content))])])
+            try:
+                assert data._read([str(path)]).shape[:2] == (1, 3)
+                ways["read"] += 1
+            except data.UsageError as error:
+                assert str(path) in str(error) and "\n" not in str(error)
+                ways["named"] += 1
+    assert min(ways.values()) > 10, ways
 
 
-def tiny(root):
-    for wnid in ("n1", "n2"):
-        (root / "train" / wnid / "images").mkdir(parents=True)
-        for i in range(2):
-            write(torch.randint(256, (3, 64, 64), dtype=torch.uint8), str(root / "train" / wnid / "images" / f"{i}.JPEG"))
-    (root / "val/images").mkdir(parents=True)
-    write(torch.randint(256, (1, 64, 64), dtype=torch.uint8), str(root / "val/images/v.JPEG"))  # grey, as some are
-    (root / "wnids.txt").write_text("n2\nn1\n")
-    (root / "val/val_annotations.txt").write_text("v.JPEG\tn1\t0\t0\t63\t63\n")
+# ------------------------------------------------------------------------- augmentations
+@pytest.mark.parametrize("shape", [(5, 1, 29, 29), (5, 3, 20, 31)], ids=str)
+@pytest.mark.parametrize("strength", [0.0, 0.1, 0.3])
+def test_shift_against_a_loop(shape, strength):
+    """By whole pixels, all of them as often, and 0 around; without a second image's numbers."""
+    x, u = torch.rand(shape), torch.rand(shape[0], 9)
+    most = int(strength * shape[-2])
+    moved = data.shift(x, u, strength)
+    for image, numbers, result in zip(x, u, moved):
+        dy = int(numbers[0] * (2 * most + 1)) - most
+        dx = int(numbers[1] * (2 * most + 1)) - most
+        expected = torch.zeros_like(image)
+        for i in range(shape[-2]):
+            for k in range(shape[-1]):
+                if 0 <= i + dy < shape[-2] and 0 <= k + dx < shape[-1]:
+                    expected[:, i, k] = image[:, i + dy, k + dx]
+        assert torch.equal(result, expected)
+    corners = torch.tensor([[0.0] * 9, [1.0] * 9])  # 1 itself is not drawn, but may be rounded to
+    assert data.shift(x[:2], corners, strength).shape == x[:2].shape
+    assert torch.equal(data.shift(x[:2], torch.full((2, 9), 0.5), strength), x[:2])
 
 
-def test_tiny_imagenet_layout(tmp_path):
-    tiny(tmp_path)
-    d = data.load("tiny-imagenet", str(tmp_path))
-    assert d.train_x.shape == (4, 3, 31, 31) and d.classes == 2 and d.test_y.tolist() == [1]
+def test_shift_takes_every_distance_as_often():
+    x = torch.zeros(7000, 1, 9, 9)
+    x[:, :, 4, 4] = 1
+    moved = data.shift(x, torch.rand(7000, 9), 0.34).flatten(1).argmax(1)  # 3 px
+    for found in (moved // 9, moved % 9):
+        counts = found.bincount(minlength=9)
+        assert counts[0] == counts[8] == 0
+        assert (counts[1:8] - 1000).abs().max() < 5 * math.sqrt(7000 * 6 / 49)  # 5 σ
 
 
-@pytest.mark.parametrize("break_it, told", [
-    (lambda root: (root / "wnids.txt").write_text("n2\nn1\nn2\n"), "a wnid stands twice"),
-    (lambda root: [p.unlink() for p in (root / "train/n1/images").iterdir()], "no image in .*n1"),
-    (lambda root: (root / "val/val_annotations.txt").write_text(""), "0 test images"),
-    (lambda root: (root / "val/val_annotations.txt").write_text("v.JPEG\tn3\t0\n"), "n3"),
-    (lambda root: (root / "val/images/v.JPEG").unlink(), "v.JPEG can't be read")])
-def test_a_broken_tiny_imagenet_is_refused(tmp_path, break_it, told):
-    tiny(tmp_path)
-    break_it(tmp_path)
-    with pytest.raises(data.DataError, match=told) as error:
-        data.load("tiny-imagenet", str(tmp_path))
-    assert "\n" not in str(error.value)
+PLAIN = [0.5, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 1.0, 0.5]  # numbers with which jitter does nothing
 
 
-def test_a_canvas_is_padded_or_cropped_on_the_right_and_below(monkeypatch):
-    part = torch.randint(1, 256, (3, 1, 28, 28), dtype=torch.uint8), torch.arange(3)
-    monkeypatch.setattr(data, "_mnist", lambda data_dir: (part, part, 3, "mnist"))
-    plain, small, large = (data.load("mnist", image_size=size).test_x for size in (None, 28, 32))
-    assert plain.shape[-1] == 29 and small.shape[-2:] == (28, 28) and large.shape[-2:] == (32, 32)
-    assert torch.equal(small, plain[..., :28, :28]) and torch.equal(large[..., :29, :29], plain)
-    assert not large[..., 29:, :].any() and not large[..., 29:].any()
+def plain_but(i, value, batch=1):
+    u = torch.tensor(PLAIN, dtype=torch.float64).repeat(batch, 1)
+    u[:, i] = value
+    return u
+
+
+@pytest.mark.parametrize("shape", [(64, 1, 29, 29), (64, 3, 17, 40), (64, 3, 16, 16)], ids=str)
+def test_jitter_keeps_shape_range_and_dtype(shape):
+    for dtype in (torch.float32, torch.float64):
+        x = (torch.rand(shape, dtype=dtype) * 3 - 1).clamp(0, 1)
+        u = torch.rand(shape[0], 9, dtype=dtype)
+        u[0] = 0
+        u[1] = 1
+        y = data.jitter(x, u)
+        assert y.shape == shape and y.dtype == dtype
+        assert y.isfinite().all() and y.min() >= 0 and y.max() <= 1
+        assert (y - x).abs().flatten(1).amax(1).min() > 0.05  # every image has changed
+
+
+def test_jitter_that_does_nothing():
+    for size in (29, 16):
+        x = blobs(3, size).clamp(max=1)
+        u = torch.tensor(PLAIN, dtype=torch.float64).repeat(3, 1)
+        assert (data.jitter(x, u) - x).abs().max() < 1e-6
+        half = data.jitter(x, torch.full((3, 9), 0.5, dtype=torch.float64))
+        # the geometry stays: half a step of erosion, three quarters of the contrast
+        thin = -F.max_pool2d(-x, 3, stride=1, padding=1)
+        assert (half - 0.75 * (x + thin) / 2).abs().max() < 1e-6
+
+
+def test_jitter_moves_along_each_axis_by_itself():
+    x = blobs(2, 29).clamp(max=1)
+    for i, dim in ((3, 3), (4, 2)):
+        moved = data.jitter(x, plain_but(i, 1.0, 2))  # by two pixels of 29
+        expected = torch.zeros_like(x)
+        expected.narrow(dim, 0, 27).copy_(x.narrow(dim, 2, 27))
+        assert (moved - expected).abs().max() < 1e-6
+
+
+def centre_of_mass(x):
+    """Of x (B, 1, H, H), from the middle of the image: (B, 2), to the right and down."""
+    u = torch.arange(x.shape[-1], dtype=x.dtype) - (x.shape[-1] - 1) / 2
+    columns, rows = x.sum((1, 2)), x.sum((1, 3))
+    return torch.stack([(columns * u).sum(1), (rows * u).sum(1)], 1) / x.sum((1, 2, 3))[:, None]
+
+
+def test_jitter_turns_scales_and_shears():
+    """A spot goes where the matrix says: by ±10°, e^±0.1 and ±0.15."""
+    u = torch.arange(61, dtype=torch.float64) - 30
+    spots = []
+    for right, down in ((12, 0), (0, 12)):
+        spots.append(torch.exp(-((u - right) ** 2 + (u[:, None] - down) ** 2) / 18))
+    x = torch.stack(spots)[:, None]  # (2, 1, 61, 61)
+    for value in (0.0, 1.0):
+        sign = 2 * value - 1
+        for i in range(3):
+            right, down = centre_of_mass(data.jitter(x, plain_but(i, value, 2)))
+            if i == 0:
+                angle = math.atan2(right[1], right[0]) * 180 / math.pi
+                assert abs(abs(angle) - 10) < 0.1 and abs(right.norm() - 12) < 0.1
+                assert abs(float(right @ down)) < 1  # a turn keeps right angles
+            elif i == 1:
+                assert abs(float(right.norm().log()) - math.log(12) - sign * 0.1) < 0.01
+                assert torch.allclose(right.norm(), down.norm(), atol=0.02)
+            else:
+                assert (right - torch.tensor([12.0, 0.0], dtype=u.dtype)).norm() < 0.1
+                assert abs(abs(float(down[0])) - 0.15 * 12) < 0.05 and abs(down[1] - 12) < 0.1
+
+
+def test_jitter_changes_strokes_and_grey_values():
+    x = (0.1 + blobs(2, 29, 3)).clamp(max=0.9)
+    thick = F.max_pool2d(x, 3, stride=1, padding=1)
+    thin = -F.max_pool2d(-x, 3, stride=1, padding=1)
+    stroke = plain_but(6, 0.8, 2)
+    assert (data.jitter(x, stroke) - (0.2 * x + 0.8 * thick)).abs().max() < 1e-6
+    stroke[:, 5] = 0.9
+    assert (data.jitter(x, stroke) - (0.2 * x + 0.8 * thin)).abs().max() < 1e-6
+    assert (data.jitter(x, plain_but(7, 0.0, 2)) - 0.5 * x).abs().max() < 1e-6
+    for value, gamma in ((0.0, math.exp(-0.7)), (1.0, math.exp(0.7))):
+        assert (data.jitter(x, plain_but(8, value, 2)) - x**gamma).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["shift", "jitter"])
+def test_every_image_has_its_own_numbers_and_so_have_the_shares_of_many_processes(name):
+    augment = getattr(data, name)
+    x, u = torch.rand(1, 3, 29, 29).expand(12, -1, -1, -1), torch.rand(12, 9)
+    whole = augment(x, u, 0.2)
+    assert len(whole.flatten(1).unique(dim=0)) == 12
+    for world in (2, 3, 12):
+        shares = [augment(a, b, 0.2) for a, b in zip(x.chunk(world), u.chunk(world))]
+        assert torch.equal(torch.cat(shares), whole)
