@@ -77,6 +77,7 @@ def tiny(tmp_path_factory):
     return [
         *("--dataset", "folder", "--data-dir", str(root), "--group", "trans", "--width", "0.125"),
         *("--batch-size", "32", "--warmup-epochs", "0.5", "--amp", "off", "--no-before"),
+        *("--probe-size", "40"),
     ]
 
 

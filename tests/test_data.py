@@ -80,10 +80,10 @@ def test_a_canvas_is_padded_or_cropped_on_the_right_and_below(monkeypatch):
 @pytest.mark.parametrize(
     "x, y, told",
     [
-        (4, [0, 1, 1], "no test images, or not as many labels"),
-        (0, [], "no test images, or not as many labels"),
-        (3, [0, 1, 2], "test labels outside 0 … 1"),
-        (3, [-1, 0, 1], "test labels outside 0 … 1"),
+        (4, [0, 1, 1], "do not go together"),
+        (0, [], "do not go together"),
+        (3, [0, 1, 2], "do not go together"),
+        (3, [-1, 0, 1], "do not go together"),
     ],
 )
 def test_labels_are_checked(monkeypatch, x, y, told):
@@ -103,7 +103,7 @@ def test_damaged_mnist_files_are_named(tmp_path):
     for content in (header + b"cut", header + b"\0\0\0\x1c\0\0\0\x1ccut"):
         for name in names:
             (raw / f"{name}-ubyte").write_bytes(content)
-        refuse("can't be read", "download it again", dataset="mnist", root=tmp_path)
+        refuse("could be read", "remove a damaged copy", dataset="mnist", root=tmp_path)
 
 
 def test_cifar10_from_torchvision_and_from_a_folder(tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_tiny_imagenet_layout(tmp_path):
     [
         ("wnids.txt", "n2\nn1\nn2\n", "a wnid stands twice"),
         ("train/n1/images", None, "n1"),
-        ("val/val_annotations.txt", "", "no test images"),
+        ("val/val_annotations.txt", "", "do not go together"),
         ("val/val_annotations.txt", "0.JPEG\tn3\t0\n", "n3"),
         ("val/images/0.JPEG", None, "0.JPEG can't be read"),
     ],

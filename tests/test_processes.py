@@ -28,21 +28,21 @@ def difference(a, b):
     [
         "--loss hssl --group rot",
         "--loss hssl --group trans --augment jitter --max-distance 2",
-        "--loss assl --group scale --base-size 2",
-        "--loss hssl --group scale --objective byol",
+        "--loss assl --group scale --functions 3 --train-size 64",
+        "--loss hssl --group rot --objective byol",
         "--loss supervised --group rot --augment shift",
         "--loss assl --group trans --objective bilinear --epsilon 0.1",
     ],
 )
 def test_two_processes_train_as_one(tiny, tmp_path, more):
-    """Weights, buffers and momenta after two epochs of four steps, at a rate at which they move."""
+    """Weights, buffers and momenta after two epochs, at a rate at which they move."""
     flags = [*tiny, "--epochs", 2, *more.split()]
     assert live(tmp_path, [*flags, "--out", "one"], double=True)[0] == 0
     first, second = live_together(tmp_path, flags, double=True)
     assert first[0] == second[0] == 0, first[2] + second[2]
     assert "over 2 process(es)" in first[1] and second[1] == ""
     one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "r")
-    assert one["step"] == two["step"] == 8
+    assert one["step"] == two["step"] == one["steps"] > 3
     assert difference(two, one) < 1e-10
     ours, theirs = [
         [line["lr"] for line in log_of(tmp_path / name) if "lr" in line] for name in ("r", "one")

@@ -345,7 +345,7 @@ WRONG = {
     "--functions 12": "at most 11",
     "--backbone cnn --group rot": "--group scale",
     "--dataset folder --data-dir nowhere": "no images found",
-    "--dataset tiny-imagenet --data-dir nowhere": "no Tiny ImageNet",
+    "--dataset tiny-imagenet --data-dir nowhere": "Tiny ImageNet in",
     "--device cuda": "--device cuda is not there",
     "--loss assl --max-distance 3": "--max-distance changes nothing",
     "--loss assl --base-size 6 --group scale --objective byol --tau 0.2": "--tau changes nothing",
