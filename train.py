@@ -384,38 +384,40 @@ def note_signals():
 def fit_into_memory(model, args, x, share, device, dtype):
     """Let the layers compute again, in the backward pass, what would not fit if it were kept.
 
-    We count the bytes that a copy of the model keeps when it sees two images x.
-    share: images of a batch for this process.  Raises UsageError if even then they don't fit."""
+    x      (2, C_in, H, W); we count what a copy of the model keeps for these two, and for four
+    share  images of a batch for this process
+    Raises UsageError if they don't fit at all."""
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     elif hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
         return
-    drawn = [g.to(device) for g in model.pairs.draw(2, seeded(args.seed))]
-    for recompute in (False, True):
-        kept = {}
 
-        def count(tensor, kept=kept):
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
+    def kept(x):
+        drawn = model.pairs.draw(len(x), seeded(args.seed))
+        labels = torch.zeros(len(x), dtype=torch.long, device=device)
+        held = {}
+
+        def pack(tensor):
+            held[tensor.untyped_storage().data_ptr()] = tensor
             return tensor
 
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                copy.deepcopy(model)(x, None if args.augment == "none" else x, labels, *drawn)
+        return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+
+    for recompute in (False, True):
         gconv.GConv.recompute = recompute
-        trial = copy.deepcopy(model)
-        with (
-            torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-            torch.autocast(device.type, dtype, enabled=dtype is not None),
-        ):
-            held = trial(x, None, torch.zeros(2, dtype=torch.long, device=device), *drawn)
-        del held
-        needed = sum(kept.values()) / 2 * (2 if args.augment != "none" else 1)  # for each image
-        if needed * share < 0.7 * memory:
+        two = kept(x)
+        each = (kept(torch.cat([x, x])) - two) / 2  # bytes for one image more
+        if two + each * (share - 2) < 0.7 * memory:
             return
-    fits = int(0.7 * memory / needed)
+    fits = int((0.7 * memory - two) / each) + 2
     raise UsageError(
-        f"{share} images in each process need {needed * share / 2**30:.0f} GiB, and there are "
-        f"{memory / 2**30:.0f}: take --batch-size {fits} for each process, or a smaller --width"
+        f"{share} images in each process need {each * share / 2**30:.1f} GiB, and there are "
+        f"{memory / 2**30:.1f}: take --batch-size {fits} for each process, or a smaller --width"
     )
 
 
