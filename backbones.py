@@ -132,7 +132,8 @@ def geometry_of(*modules):
 
 def passes(size, geometry):
     """How many positions are left of `size` pixels (0: a layer has nothing to look at), and whether
-    every stride is exact: it takes the same positions from the turned image."""
+    every stride is exact: it takes the same positions from the turned image.
+    """
     exact = True
     for kernel, stride, padding in geometry:
         steps, rest = divmod(size + 2 * padding - kernel, stride)
@@ -149,8 +150,8 @@ class MNISTNet(ConvNet):
 
     scales, rotations, extent, conv  of the layers, and their class: see GConv
     width, c_in, normalise           factor for all channels; channels of the images; first module
-    functions    basis functions of the first layer along each axis.  With the six scales more than
-                 nine do not fit on 7 pixels (notebook 02)
+    functions    basis functions of the first layer along each axis, by default all 11.  With the
+                 six scales more than nine do not fit on 7 pixels (notebook 02)
     pool, group  see Backbone.  None: the group of scales and rotations, or else the translations
                  for 29 px (for other sizes set f.group = f.translations(size))
     """
@@ -163,7 +164,7 @@ class MNISTNet(ConvNet):
         c_in=1,
         extent=1,
         normalise=None,
-        functions=11,
+        functions=None,
         pool="mean",
         conv=GConv,
         group=None,
@@ -194,7 +195,7 @@ class BasicBlock(nn.Module):
         self.norm1 = nn.BatchNorm2d(c_in)
         self.norm2 = nn.BatchNorm2d(c_out)
         self.conv1 = conv(c_in, c_out, 7, 3, stride=stride, padding=3, **group)
-        self.conv2 = conv(c_out, c_out, 7, 3, stride=1, padding=3, **group)
+        self.conv2 = conv(c_out, c_out, 7, 3, padding=3, **group)
         self.stride = stride
         self.shortcut = None
         if c_in != c_out or stride != 1:
@@ -235,7 +236,7 @@ class ResNet20(ConvNet):
         c_in=3,
         extent=1,
         normalise=None,
-        functions=7,
+        functions=None,
         pool="mean",
         conv=GConv,
         group=None,
@@ -247,8 +248,8 @@ class ResNet20(ConvNet):
         then = dict(extent=extent, **lift)
         c = scaled(64, width)
         c0 = max(9, scaled(9, width))  # not narrower: this layer costs little
-        self.lifting = conv(c_in, c0, 7, functions, stride=1, padding=0, **lift)
-        self.conv = conv(c0, c, 7, 3, stride=1, padding=3, **then)
+        self.lifting = conv(c_in, c0, 7, functions, **lift)
+        self.conv = conv(c0, c, 7, 3, padding=3, **then)
         self.norm = nn.BatchNorm2d(c)
         self.blocks = nn.ModuleList()
         for outputs, stride, number in self.blocks_of[kind]:
@@ -300,7 +301,8 @@ class MLP(Backbone):
 
 class CNN(Backbone):
     """The CNN of Table 2 (there 6 × CHW): MNISTNet or ResNet20 with full k × k kernels, no group
-    and `order` times the channels, read as `order` slots: z as theirs, G = order."""
+    and `order` times the channels, read as `order` slots: z as theirs, with G = order.
+    """
 
     def __init__(self, kind="mnist", width=1.0, c_in=1, normalise=None, order=6):
         super().__init__()
@@ -408,10 +410,10 @@ AXES = {  # the lifted axis of each group
     "scale": dict(scales=groups.SCALES),
     "rotscale": dict(scales=groups.SCALES, rotations=4),
 }
-RECIPES = {  # kernel of the first layer, outputs of h, whether h begins with a BatchNorm
-    "mnist": (11, (128, 128, 128), False),
-    "cifar10": (7, (512, 2048, 512), True),
-    "tiny-imagenet": (7, (512, 2048, 512), True),
+HEADS = {  # the outputs of h, and whether it begins with a BatchNorm
+    "mnist": ((128, 128, 128), False),
+    "cifar10": ((512, 2048, 512), True),
+    "tiny-imagenet": ((512, 2048, 512), True),
 }
 
 
@@ -443,20 +445,13 @@ def build(
     size              of the images: height = width in pixels
     c_in, mean, std   their channels, and the mean and standard deviation of each
     base_size         |g0|: h reads |g0|·C numbers
-    functions, pool   see MNISTNet.  Only for "equivariant"; None: the paper's
+    functions, pool   see MNISTNet.  Only for "equivariant"
     ValueError for values that do not go together.
     """
     backbones = ("equivariant", "cnn", "mlp")
-    for name, known in ((kind, RECIPES), (group, AXES), (backbone, backbones)):
+    for name, known in ((kind, HEADS), (group, AXES), (backbone, backbones)):
         if name not in known:
             raise ValueError(f"{name!r} is none of {', '.join(known)}")
-    kernel = RECIPES[kind][0]
-    if functions is None:
-        functions = kernel
-    if functions > kernel:
-        told = f"{functions} functions are too many for the first layer of {kind}"
-        raise ValueError(f"{told}: take at most {kernel}")
-
     inside = dict(width=width, normalise=Normalise(mean, std))
     structured = backbone == "equivariant"
     axis = AXES[group] if structured else {}
@@ -470,7 +465,7 @@ def build(
     else:
         raise ValueError("the backbone 'cnn' emulates six scales: it goes with --group scale")
 
-    _, sizes, norm_input = RECIPES[kind]
+    sizes, norm_input = HEADS[kind]
     h = Head(base_size * f.channels, [scaled(n, width) for n in sizes], norm_input)
     c = f.channels if structured else f.order * f.channels
     if kind == "mnist":

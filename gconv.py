@@ -41,8 +41,10 @@ def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
     Arguments and errors as in GConv → for each scale (e, k_s) float64, k_s = `support`.
     """
     if kernel_size % 2 == 0 or not 1 <= effective_size <= kernel_size:
-        sizes = f"{kernel_size} and {effective_size}"
-        raise ValueError(f"kernel_size must be odd, effective_size 1 … kernel_size, not {sizes}")
+        raise ValueError(
+            f"{effective_size} functions on {kernel_size} pixels: kernel_size must be odd, and "
+            f"effective_size at least 1 and at most {kernel_size}"
+        )
     if min(scales) <= 0 or sorted(scales) != list(scales):
         raise ValueError(f"scales must be positive and must not decrease, not {scales}")
     bases = []
@@ -83,13 +85,13 @@ class GConv(nn.Module):
     padding, bias   as in Conv2d; the bias is shared by all slots
     extent          how many neighbours k a filter spans, 1 (SESN and the paper) … |G| (all of
                     Eq. 4).  Rotation wraps around; scale stops at the last factor
-    ValueError for others.  `order` is |G|; slot g = s·rotations + r has scale s, r quarter turns.
+    ValueError for other values.  Slot g = s·rotations + r has scale s and r quarter turns.
 
     Another group: a subclass sets `order` and overrides `turned` and `scale_index`, and
     `neighbours` too if the extent is above 1 (notebook 05).
     """
 
-    order = None  # None: the number of scales times that of rotations
+    order = None  # |G|; None: the number of scales times that of rotations
     jets_above = 1000  # C_out·k² above which W·(B ∗ y) is the cheaper form (results/bench.py)
     recompute = None  # whether the backward pass computes the jets again; None: on CUDA
 
@@ -122,10 +124,10 @@ class GConv(nn.Module):
         self.extent = extent
         e = self.effective_size
         self.weight = nn.Parameter(torch.empty(c_out, extent, c_in, e, e))
-        self.bias = nn.Parameter(torch.empty(c_out)) if bias else None
+        nn.init.normal_(self.weight, std=(2 / self.weight[0].numel()) ** 0.5)  # He et al. 2015
+        self.bias = nn.Parameter(torch.zeros(c_out)) if bias else None
         self.register_buffer("delta", None)  # (|G|, C_out, C_in, e, e), set by backbones.perturb
         self.make_basis()
-        self.reset_parameters()
 
     def make_basis(self):
         # one buffer for each scale, (e, k_s), not saved
@@ -139,11 +141,6 @@ class GConv(nn.Module):
         super()._apply(fn, recurse)
         self.make_basis()
         return self
-
-    def reset_parameters(self):
-        nn.init.normal_(self.weight, std=(2 / self.weight[0].numel()) ** 0.5)  # He et al. 2015
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     # ---- what a group decides
     def turned(self, w, g):
