@@ -100,8 +100,8 @@ class ConvNet(Backbone):
     def forward(self, x, elements=None):
         """x (B, C_in, H, W), slots (B, n) or None for all → z (B, C, n, H', W').
 
-        ValueError for `elements` if f needs all slots.  At a size where a stride is not exact it
-        takes other positions from the turned image, which Python says once.
+        ValueError for `elements` if f needs all slots.  Warns of sizes at which a stride is not
+        exact: it takes other positions from the turned image.
         """
         if elements is not None and not self.independent:
             raise ValueError("this network needs all slots: call f(x), and set f.sampled = False")

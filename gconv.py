@@ -124,10 +124,10 @@ class GConv(nn.Module):
         self.extent = extent
         e = self.effective_size
         self.weight = nn.Parameter(torch.empty(c_out, extent, c_in, e, e))
-        nn.init.normal_(self.weight, std=(2 / self.weight[0].numel()) ** 0.5)  # He et al. 2015
         self.bias = nn.Parameter(torch.zeros(c_out)) if bias else None
         self.register_buffer("delta", None)  # (|G|, C_out, C_in, e, e), set by backbones.perturb
         self.make_basis()
+        nn.init.normal_(self.weight, std=(2 / self.weight[0].numel()) ** 0.5)  # He et al. 2015
 
     def make_basis(self):
         # one buffer for each scale, (e, k_s), not saved
