@@ -51,13 +51,13 @@ class Backbone(nn.Module):
             raise ValueError(f"slots {asked} of 0 … {order - 1}: see groups.pairs")
         slots = base.flatten(1).to(x.device)  # (B, m)
         if self.sampled:
-            y = self.read(self(x, slots)).flatten(1)  # (B, m·C)
+            fibers = self.read(self(x, slots))  # (B, m, C)
         else:
             fibers = self.read(self(x))  # (B, |G|, C)
             if fibers.shape[1] != order:
                 raise ValueError(f"{fibers.shape[1]} fibers, and the group {order} elements")
-            y = groups.bundle(fibers, slots)  # (B, m·C)
-        return y.unflatten(1, (*base.shape[1:-1], -1))
+            fibers = groups.bundle(fibers, slots).unflatten(1, (slots.shape[1], -1))  # (B, m, C)
+        return fibers.unflatten(1, base.shape[1:]).flatten(-2)
 
     def read(self, z):
         """All fibers of z (B, C, G, H', W'): (B, |G|, C)."""
