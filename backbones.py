@@ -2,12 +2,10 @@
 
 Needs two siblings: gconv.py and groups.py.
 
-    import torch
-    from backbones import MNISTNet
     f = MNISTNet(rotations=4)
     x = torch.rand(2, 1, 29, 29)
-    base = torch.tensor([[0, 3], [1, 1]])  # two slots of each image
     f(x)                                   # (2, 128, 4, 8, 8) = (B, C, G, H', W')
+    base = torch.tensor([[0, 3], [1, 1]])  # two slots of each image
     f(x, base)                             # (2, 128, 2, 8, 8)
     f.bundle(x, base)                      # (2, 2·128), the two fibers
 """
@@ -23,68 +21,55 @@ import groups
 from gconv import GConv, fold, unfold
 
 
-# ------------------------------------------------------------------ what all backbones share
+# ---- what all backbones share
 class Backbone(nn.Module):
     """A network f: images (B, C_in, H, W) → z (B, C, G, H', W'), and the fibers read off z.
 
-    group             the group that acts on z, or Numbered(n): n slots on which none acts
-    order, channels   G (1 for translation, whose slots are positions) and C
-    stride            pixels between two neighbouring positions of z
-    pool              how a fiber is pooled over space: "mean" (Appendix B) or "max"
-    independent       whether f(x, elements) can compute some slots alone
-    sampled           True: `bundle` computes only the slots that are asked for.  False: all, and
-                      it picks.  BatchNorm learns from what is computed.  You may set it
-    geometry          (kernel, stride, padding) of each convolution
+    group            the group that acts on z, or Numbered(n): n slots on which none acts
+    order, channels  G (1 for translation, whose slots are positions) and C
+    pool             how a fiber is pooled over space: "mean" (Appendix B) or "max"
+    independent      whether f(x, elements) can compute some slots alone
+    sampled          True: `bundle` computes only the slots that are asked for.  False: all, and
+                     it picks.  BatchNorm learns from what is computed.  You may set it
     """
 
     pool = "mean"
     independent = False
     sampled = False
-    rotations = 1
-    geometry = ()
 
     def bundle(self, x, base):
         """The fiber bundle f(x)(base).
 
         x (B, C_in, H, W), base (B, …, n) long: slots of each image → (B, …, n·C), in base's order.
-        Raises ValueError if these do not fit."""
+        ValueError if these do not fit.
+        """
         order = self.group.order
         if len(base) != len(x):
             raise ValueError(f"{len(x)} images, but base spaces for {len(base)}")
         if base.min() < 0 or base.max() >= order:
-            raise ValueError(
-                f"slots {base.min()} … {base.max()} of 0 … {order - 1}: see groups.pairs"
-            )
+            asked = f"{base.min()} … {base.max()}"
+            raise ValueError(f"slots {asked} of 0 … {order - 1}: see groups.pairs")
         slots = base.flatten(1).to(x.device)  # (B, m)
         if self.sampled:
-            fibers = self.read(self(x, slots))  # (B, m, C): only these fibers
+            fibers = self.read(self(x, slots))  # (B, m, C)
         else:
-            fibers = self.read(self(x))  # (B, |G|, C): all of them …
+            fibers = self.read(self(x))  # (B, |G|, C)
             if fibers.shape[1] != order:
                 raise ValueError(f"{fibers.shape[1]} fibers, and the group {order} elements")
-            index = slots[..., None].expand(-1, -1, fibers.shape[-1])
-            fibers = fibers.gather(1, index)  # (B, m, C): … and then these
+            fibers = groups.bundle(fibers, slots).unflatten(1, (slots.shape[1], -1))  # (B, m, C)
         return fibers.unflatten(1, base.shape[1:]).flatten(-2)
 
     def read(self, z):
         """All fibers of z (B, C, G, H', W'): (B, |G|, C)."""
         return groups.fibers(z, self.group, self.pool)
 
-    def check(self, x, elements):
-        """Refuse `elements` if f needs all slots, and warn of sizes at which a stride is not exact:
-        it takes other positions from the turned image.  (Python shows a warning once.)"""
-        if elements is not None and not self.independent:
-            raise ValueError("this network needs all slots: call f(x), and set f.sampled = False")
-        for size in x.shape[-2:]:
-            if self.rotations > 1 and not passes(size, self.geometry)[1]:
-                above = size + 1
-                while not passes(above, self.geometry)[1]:
-                    above += 1
-                warnings.warn(
-                    f"{size} px breaks rotation equivariance: the nearest sizes that are exact for "
-                    f"the whole network are {above - self.stride} and {above} px",
-                    stacklevel=2,
-                )
+
+class ConvNet(Backbone):
+    """A network of convolutions that sees the slots as a part of the batch, see gconv.fold.
+
+    A subclass makes its layers, calls `finish`, and has folded(y, axis): (N, C_in, H, W) →
+    (N, C, H', W').  stride: pixels between two neighbouring positions of z.
+    """
 
     def finish(self, lifting, extent, group, size):
         """Set what follows from the layers, once they are there.  lifting: the first of them."""
@@ -112,21 +97,43 @@ class Backbone(nn.Module):
         positions, _ = passes(size, self.geometry)
         return groups.Translation(positions, positions, self.stride)
 
+    def forward(self, x, elements=None):
+        """x (B, C_in, H, W), slots (B, n) or None for all → z (B, C, n, H', W').
+
+        ValueError for `elements` if f needs all slots.  Warns of sizes at which a stride is not
+        exact: it takes other positions from the turned image.
+        """
+        if elements is not None and not self.independent:
+            raise ValueError("this network needs all slots: call f(x), and set f.sampled = False")
+        for size in x.shape[-2:]:
+            if self.rotations > 1 and not passes(size, self.geometry)[1]:
+                above = size + 1
+                while not passes(above, self.geometry)[1]:
+                    above += 1
+                warnings.warn(
+                    f"{size} px breaks rotation equivariance: the nearest sizes that are exact for "
+                    f"the whole network are {above - self.stride} and {above} px",
+                    stacklevel=1,
+                )
+        y, axis = fold(self.normalise(x), self.order, elements)  # (N, C_in, H, W), N = B·n
+        return unfold(self.folded(y, axis), axis)
+
 
 def geometry_of(*modules):
-    """(kernel, stride, padding) of all convolutions in these modules, in their order."""
+    """(kernel, stride, padding) of all group and plain convolutions in these modules."""
     found = []
-    for module in nn.ModuleList(modules).modules():
-        if isinstance(module, GConv):
-            found.append((module.kernel_size, module.stride, module.padding))
-        elif isinstance(module, PlainConv):
-            found.append((module.kernel_size[0], module.stride[0], module.padding[0]))
+    for m in nn.ModuleList(modules).modules():
+        if isinstance(m, GConv):
+            found.append((m.kernel_size, m.stride, m.padding))
+        elif isinstance(m, PlainConv):
+            found.append((m.kernel_size[0], m.stride[0], m.padding[0]))
     return found
 
 
 def passes(size, geometry):
     """How many positions are left of `size` pixels (0: a layer has nothing to look at), and whether
-    every stride is exact, so that it takes the same positions from the turned image."""
+    every stride is exact: it takes the same positions from the turned image.
+    """
     exact = True
     for kernel, stride, padding in geometry:
         steps, rest = divmod(size + 2 * padding - kernel, stride)
@@ -137,17 +144,16 @@ def passes(size, geometry):
     return size, exact
 
 
-# ------------------------------------------------------------------ the networks of Appendix B
-class MNISTNet(Backbone):
+# ---- the networks of Appendix B
+class MNISTNet(ConvNet):
     """Three group convolutions, each with BatchNorm and ReLU: 29 px → z (B, 128·width, G, 8, 8).
 
     scales, rotations, extent, conv  of the layers, and their class: see GConv
     width, c_in, normalise           factor for all channels; channels of the images; first module
-    functions  basis functions of the first layer along each axis.  With the six scales more than
-               nine do not fit on 7 pixels (notebook 02)
-    pool       "mean" (the paper) or "max"
-    group      acts on z.  None: that of scales and rotations, or else the translations for 29 px
-               (for other sizes set f.group = f.translations(size))
+    functions    basis functions of the first layer along each axis, by default all 11.  With the
+                 six scales more than nine do not fit on 7 pixels (notebook 02)
+    pool, group  see Backbone.  None: the group of scales and rotations, or else the translations
+                 for 29 px (for other sizes set f.group = f.translations(size))
     """
 
     def __init__(
@@ -158,7 +164,7 @@ class MNISTNet(Backbone):
         c_in=1,
         extent=1,
         normalise=None,
-        functions=11,
+        functions=None,
         pool="mean",
         conv=GConv,
         group=None,
@@ -175,13 +181,10 @@ class MNISTNet(Backbone):
         self.channels = c3
         self.finish(first, extent, group, size=29)
 
-    def forward(self, x, elements=None):
-        """x (B, C_in, H, W), elements (B, n), or None for all → z (B, C, n, H', W')."""
-        self.check(x, elements)
-        y, axis = fold(self.normalise(x), self.order, elements)  # (N, C_in, 29, 29), N = B·n
+    def folded(self, y, axis):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             y = F.relu(norm(conv(y, axis)))  # (N, 32, 29, 29), (N, 64, 15, 15), (N, 128, 8, 8)
-        return unfold(y, axis)
+        return y
 
 
 class BasicBlock(nn.Module):
@@ -192,7 +195,7 @@ class BasicBlock(nn.Module):
         self.norm1 = nn.BatchNorm2d(c_in)
         self.norm2 = nn.BatchNorm2d(c_out)
         self.conv1 = conv(c_in, c_out, 7, 3, stride=stride, padding=3, **group)
-        self.conv2 = conv(c_out, c_out, 7, 3, stride=1, padding=3, **group)
+        self.conv2 = conv(c_out, c_out, 7, 3, padding=3, **group)
         self.stride = stride
         self.shortcut = None
         if c_in != c_out or stride != 1:
@@ -210,13 +213,14 @@ class BasicBlock(nn.Module):
         return self.conv2(a, axis) + skip
 
 
-class ResNet20(Backbone):
+class ResNet20(ConvNet):
     """The CIFAR-10 and Tiny ImageNet network: a lifting layer, a group layer, then blocks.
 
     "cifar10": 31 px → z (B, 512·width, G, 7, 7).  "tiny-imagenet": z (B, 512·width, G, 4, 4).
     The paper pads the lifting layer by 3, and z would be 8 × 8.  Its 7 × 7 follows without padding
     from 31 to 34 px, of which only 31 makes every stride exact: 31 → 25 → 25 → 13 → 7 (→ 4).
-    Arguments: see MNISTNet."""
+    Other arguments as in MNISTNet.
+    """
 
     blocks_of = {  # outputs, stride of the first block, number of blocks
         "cifar10": [(128, 1, 3), (256, 2, 3), (512, 2, 3)],
@@ -232,7 +236,7 @@ class ResNet20(Backbone):
         c_in=3,
         extent=1,
         normalise=None,
-        functions=7,
+        functions=None,
         pool="mean",
         conv=GConv,
         group=None,
@@ -244,8 +248,8 @@ class ResNet20(Backbone):
         then = dict(extent=extent, **lift)
         c = scaled(64, width)
         c0 = max(9, scaled(9, width))  # not narrower: this layer costs little
-        self.lifting = conv(c_in, c0, 7, functions, stride=1, padding=0, **lift)
-        self.conv = conv(c0, c, 7, 3, stride=1, padding=3, **then)
+        self.lifting = conv(c_in, c0, 7, functions, **lift)
+        self.conv = conv(c0, c, 7, 3, padding=3, **then)
         self.norm = nn.BatchNorm2d(c)
         self.blocks = nn.ModuleList()
         for outputs, stride, number in self.blocks_of[kind]:
@@ -256,14 +260,11 @@ class ResNet20(Backbone):
         self.channels = c
         self.finish(self.lifting, extent, group, size=31)
 
-    def forward(self, x, elements=None):
-        """x (B, C_in, H, W), elements (B, n), or None for all → z (B, C, n, H', W')."""
-        self.check(x, elements)
-        y, axis = fold(self.normalise(x), self.order, elements)  # (N, C_in, 31, 31), N = B·n
+    def folded(self, y, axis):
         y = F.relu(self.norm(self.conv(self.lifting(y, axis), axis)))  # (N, 64, 25, 25)
         for block in self.blocks:
             y = block(y, axis)  # (N, 128, 25, 25) … (N, 512, 7, 7)
-        return unfold(y, axis)
+        return y
 
 
 class Normalise(nn.Module):
@@ -280,12 +281,11 @@ class Normalise(nn.Module):
         return (x - self.mean) / self.std
 
 
-# ------------------------------------------------------------------ Table 2: without structure
+# ---- Table 2: without structure
 class MLP(Backbone):
     """Fully connected 784, 1024, 2048 (times the width), read as 16 slots: z (B, 128, 16, 1, 1)."""
 
     order = 16
-    stride = 1
 
     def __init__(self, pixels, normalise=None, width=1.0):
         super().__init__()
@@ -294,17 +294,15 @@ class MLP(Backbone):
         layers = Head(pixels, (scaled(784, width), scaled(1024, width), 16 * self.channels))
         self.layers = nn.Sequential(normalise or nn.Identity(), nn.Flatten(), *layers, nn.ReLU())
 
-    def forward(self, x, elements=None):
-        self.check(x, elements)
+    def forward(self, x):
         z = self.layers(x).unflatten(1, (16, self.channels))  # (B, 16, 128)
         return z.transpose(1, 2)[..., None, None]
 
 
 class CNN(Backbone):
-    """The CNN of Table 2 (there 6 × CHW): full k × k kernels, `order` times the channels.
-
-    MNISTNet or ResNet20 without a group, its channels read as `order` slots:
-    kind "mnist": z (B, 128·width, order, 8, 8).  Others: (B, 512·width, order, 7, 7) or 4, 4."""
+    """The CNN of Table 2 (there 6 × CHW): MNISTNet or ResNet20 with full k × k kernels, no group
+    and `order` times the channels, read as `order` slots: z as theirs, with G = order.
+    """
 
     def __init__(self, kind="mnist", width=1.0, c_in=1, normalise=None, order=6):
         super().__init__()
@@ -314,11 +312,9 @@ class CNN(Backbone):
         self.group = groups.Numbered(order)
         self.order = order
         self.channels = self.net.channels // order
-        self.stride = self.net.stride
-        self.geometry = self.net.geometry
 
-    def forward(self, x, elements=None):
-        z = self.net(x, elements)[:, :, 0].unflatten(1, (self.order, self.channels))
+    def forward(self, x):
+        z = self.net(x)[:, :, 0].unflatten(1, (self.order, self.channels))
         return z.transpose(1, 2)  # (B, C, order, H', W')
 
 
@@ -336,12 +332,13 @@ class PlainConv(nn.Conv2d):
         return super().forward(y)
 
 
-# ------------------------------------------------------------------ head and classifiers
+# ---- head and classifiers
 class Head(nn.Sequential):
     """The projection head h: linear layers, BatchNorm after each, ReLU between them.
 
     c: length of the bundle, |g0|·C; sizes: outputs of the layers; norm_input: adds a BatchNorm
-    before them, as for CIFAR-10 and Tiny ImageNet.  (B, c) → (B, sizes[-1])."""
+    before them, as for CIFAR-10 and Tiny ImageNet.  (B, c) → (B, sizes[-1]).
+    """
 
     def __init__(self, c, sizes=(128, 128, 128), norm_input=False):
         layers = [nn.BatchNorm1d(c)] if norm_input else []
@@ -351,75 +348,72 @@ class Head(nn.Sequential):
         super().__init__(*layers[:-1])
 
 
-def as_channels(z):
-    """All of z as the channels of one slot: z (B, C, G, H', W') → (B, G·C, 1, H', W').
+class Classifier(nn.Module):
+    """z (B, C, G, H', W') → (B, classes): a linear layer on c features.
 
-    So a classifier reads a network without structure: a maximum over its slots has no meaning."""
-    return z.transpose(1, 2).flatten(1, 2)[:, :, None]
+    c           channels C.  Without structure G·C: all of z
+    structured  False: no group acts on z, and a maximum over its slots would have no meaning.
+                They are read as the channels of one slot
+    """
+
+    structured = True
+
+    def forward(self, z):
+        return self.linear(self.features(z))
+
+    def features(self, z):
+        """What the linear layer sees: (B, c)."""
+        if not self.structured:
+            z = z.transpose(1, 2).flatten(1, 2)[:, :, None]  # (B, G·C, 1, H', W')
+        return self.pooled(z)
 
 
-class MNISTClassifier(nn.Module):
+class MNISTClassifier(Classifier):
     """A group convolution (7, effective 3, stride 2), the maximum over the slots, a linear layer.
 
     Detached, only the linear layer learns, and the convolution keeps its random weights; attached
     (supervised), both learn.  Above 32 px there are several positions; their mean is used.
-    convolve=False: no convolution (the MLP's z has no space).  structured=False: c counts all of z.
+    convolve=False: no convolution (the MLP's z has no space).
     """
 
-    def __init__(self, c, classes, scales=(1.0,), rotations=1, convolve=True, structured=True):
+    def __init__(self, c, classes, scales=(1.0,), rotations=1, convolve=True):
         super().__init__()
-        self.structured = structured
         self.conv = None
         if convolve:
             self.conv = GConv(c, c, 7, 3, scales=scales, rotations=rotations, stride=2)
         self.linear = nn.Linear(c, classes)
 
-    def features(self, z):
-        """z (B, C, G, 8, 8) → (B, c), what the linear layer sees."""
-        if not self.structured:
-            z = as_channels(z)
+    def pooled(self, z):
         if self.conv is not None:
             # Folded, since conv(z) would warn: 8 - 7 is odd, and the paper's layer is not exact.
             y, axis = fold(z, self.conv.order)
             z = unfold(self.conv(y, axis), axis)  # (B, c, G, 1, 1)
         return z.amax(2).mean((-2, -1))
 
-    def forward(self, z):
-        return self.linear(self.features(z))  # (B, classes)
 
-
-class ResNetClassifier(nn.Module):
+class ResNetClassifier(Classifier):
     """The maximum over the slots, BatchNorm, ReLU, the mean over space, a linear layer."""
 
-    def __init__(self, c, classes, structured=True):
+    def __init__(self, c, classes):
         super().__init__()
-        self.structured = structured
         self.norm = nn.BatchNorm2d(c)
         self.linear = nn.Linear(c, classes)
 
-    def features(self, z):
-        """z (B, C, G, H', W') → (B, c), what the linear layer sees."""
-        if not self.structured:
-            z = as_channels(z)
+    def pooled(self, z):
         return F.relu(self.norm(z.amax(2))).mean((-2, -1))
 
-    def forward(self, z):
-        return self.linear(self.features(z))  # (B, classes)
 
-
-# ------------------------------------------------------------------ building and changing networks
-# For each group: the lifted axis.  For each data set: the kernel of the first layer, the outputs of
-# h, whether h begins with a BatchNorm, and the classifier.  The MLP takes MNIST's.
-AXES = {
+# ---- building and changing networks
+AXES = {  # the lifted axis of each group
     "trans": {},
     "rot": dict(rotations=4),
     "scale": dict(scales=groups.SCALES),
     "rotscale": dict(scales=groups.SCALES, rotations=4),
 }
-RECIPES = {
-    "mnist": (11, (128, 128, 128), False, MNISTClassifier),
-    "cifar10": (7, (512, 2048, 512), True, ResNetClassifier),
-    "tiny-imagenet": (7, (512, 2048, 512), True, ResNetClassifier),
+HEADS = {  # the outputs of h, and whether it begins with a BatchNorm
+    "mnist": ((128, 128, 128), False),
+    "cifar10": ((512, 2048, 512), True),
+    "tiny-imagenet": ((512, 2048, 512), True),
 }
 
 
@@ -441,68 +435,55 @@ def build(
     base_size=1,
     functions=None,
     pool="mean",
-    sampled=None,
 ):
     """The backbone f, head h and classifier that Appendix B gives for a data set and a group.
 
     kind              "mnist" | "cifar10" | "tiny-imagenet"
     group             "trans" | "rot" | "scale" | "rotscale"
-    backbone          "equivariant" | "cnn" (only with "scale") | "mlp"
+    backbone          "equivariant" | "cnn" (only with "scale") | "mlp" (with MNIST's h)
     width, classes    factor for every number of channels; outputs of the classifier
     size              of the images: height = width in pixels
     c_in, mean, std   their channels, and the mean and standard deviation of each
     base_size         |g0|: h reads |g0|·C numbers
-    functions, pool   see MNISTNet.  Only for "equivariant"; None: the paper's
-    sampled           see Backbone.  None: True where f can
-    Raises ValueError for values that do not go together."""
+    functions, pool   see MNISTNet.  Only for "equivariant"
+    ValueError for values that do not go together.
+    """
     backbones = ("equivariant", "cnn", "mlp")
-    for name, known in ((kind, RECIPES), (group, AXES), (backbone, backbones)):
+    for name, known in ((kind, HEADS), (group, AXES), (backbone, backbones)):
         if name not in known:
             raise ValueError(f"{name!r} is none of {', '.join(known)}")
-    kernel = RECIPES[kind][0]
-    if functions is None:
-        functions = kernel
-    if functions > kernel:
-        raise ValueError(
-            f"{functions} functions are too many for the first layer of {kind}: "
-            f"take at most {kernel}"
-        )
-
     inside = dict(width=width, normalise=Normalise(mean, std))
-    lifted = {}
-    if backbone == "equivariant":
-        lifted = AXES[group]
-        f = network(kind, c_in=c_in, functions=functions, pool=pool, **lifted, **inside)
+    structured = backbone == "equivariant"
+    axis = AXES[group] if structured else {}
+    if structured:
+        f = network(kind, c_in=c_in, functions=functions, pool=pool, **axis, **inside)
     elif backbone == "mlp":
         f = MLP(c_in * size * size, **inside)
+        kind = "mnist"
     elif group == "scale":
         f = CNN(kind, c_in=c_in, **inside)
     else:
         raise ValueError("the backbone 'cnn' emulates six scales: it goes with --group scale")
 
-    _, sizes, norm_input, classifier = RECIPES["mnist" if backbone == "mlp" else kind]
+    sizes, norm_input = HEADS[kind]
     h = Head(base_size * f.channels, [scaled(n, width) for n in sizes], norm_input)
-    reads = dict(c=f.channels, classes=classes)
-    if backbone != "equivariant":
-        reads = dict(c=f.order * f.channels, classes=classes, structured=False)
-    if classifier is MNISTClassifier:
-        reads |= dict(convolve=backbone != "mlp", **lifted)
-    classifier = classifier(**reads)
+    c = f.channels if structured else f.order * f.channels
+    if kind == "mnist":
+        classifier = MNISTClassifier(c, classes, **axis, convolve=backbone != "mlp")
+    else:
+        classifier = ResNetClassifier(c, classes)
+    classifier.structured = structured
 
     geometry = geometry_of(f, classifier)
     if passes(size, geometry)[0] == 0:
         good = [n for n in range(100) if passes(n, geometry)[0] > 0]
-        exact = [str(n) for n in good if passes(n, f.geometry)[1]]
+        exact = [str(n) for n in good if passes(n, geometry_of(f))[1]]
         raise ValueError(
             f"images of {size} px do not pass through this network and its classifier: take "
             f"{good[0]} px or more (strides are exact at {', '.join(exact[:3])} … px)"
         )
     if f.group.spatial:
         f.group = f.translations(size)
-    if sampled and not f.independent:
-        raise ValueError("this network computes all slots together: leave sampled out")
-    if sampled is not None:
-        f.sampled = sampled
     return f, h, classifier
 
 
@@ -511,7 +492,8 @@ def perturb(f, epsilon, seed=0):
 
     In each group convolution each element g gets its own fixed change δ_g of the coefficients,
     ‖δ_g‖ = ε·‖w‖ with the current w.  ε = 0 changes nothing.  The state dict holds δ, so a new f
-    needs `perturb` before it can load it.  Raises ValueError for a convolution with extent > 1."""
+    needs `perturb` before it can load it.  ValueError for a convolution with extent > 1.
+    """
     generator = torch.Generator().manual_seed(seed)
     for conv in f.modules():
         if not isinstance(conv, GConv):

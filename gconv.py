@@ -5,8 +5,6 @@ coefficients w_ab (SESN, Sosnovik et al. 2020, basis type A).  To turn or enlarg
 enlarge its functions.  Turns are exact, at sizes that fit the strides; scale is approximate.
 Needs no sibling: you can copy this file alone.
 
-    import torch
-    from gconv import GConv, fold, unfold
     lift = GConv(1, 8, kernel_size=11, padding=5, rotations=4)
     conv = GConv(8, 16, kernel_size=7, effective_size=3, padding=3, stride=2, rotations=4)
     x = torch.rand(2, 1, 29, 29)
@@ -29,7 +27,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-# ------------------------------------------------------------------------------------ the basis
+# ---- the basis
 def support(kernel_size, scale, max_scale):
     """Width in pixels of the filter at `scale`: int(k·s/s_max)//2·2 + 1, always odd (SESN)."""
     return int(kernel_size * scale / max_scale) // 2 * 2 + 1
@@ -40,12 +38,12 @@ def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
 
     Every b_n has unit norm at the smallest scale.  The other scales keep that factor, so that a
     larger filter gives a larger object a similar response (notebook 02 shows where this fails).
-    Arguments as in GConv → for each scale (e, k_s) float64, e = effective_size, k_s = `support`.
+    Arguments and errors as in GConv → for each scale (e, k_s) float64, k_s = `support`.
     """
     if kernel_size % 2 == 0 or not 1 <= effective_size <= kernel_size:
         raise ValueError(
-            "kernel_size must be odd and effective_size 1 … kernel_size, "
-            f"not {kernel_size}, {effective_size}"
+            f"{effective_size} functions on {kernel_size} pixels: kernel_size must be odd, and "
+            f"effective_size at least 1 and at most {kernel_size}"
         )
     if min(scales) <= 0 or sorted(scales) != list(scales):
         raise ValueError(f"scales must be positive and must not decrease, not {scales}")
@@ -60,29 +58,23 @@ def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
         bases.append(he * torch.exp(-(u**2) / 2) / s)
     norm = bases[0].norm(dim=1, keepdim=True)  # (e, 1)
     if not norm.all():
-        raise ValueError(
-            f"at scale {scales[0]} the filter is 1 px wide, where b_1 = 0: take a kernel_size "
-            f"above {kernel_size}, or scales that are nearer to each other"
-        )
+        raise ValueError(f"at scale {scales[0]} the filter is 1 px wide: enlarge kernel_size")
     return [b / norm for b in bases]
 
 
 def turn(w, quarter_turns):
-    """Coefficients of the turned filter: rot90(ψ_ab) = (-1)^b ψ_ba, as b_n has the parity of n.
-
-    w (…, e, e) → (…, e, e).  Exact: Σ turn(w)_ab ψ_ab = rot90(Σ w_ab ψ_ab).
-    """
+    """Coefficients of the turned filter, exact: rot90(ψ_ab) = (-1)^b ψ_ba, since b_n has the parity
+    of n.  w (…, e, e) → as w."""
     sign = 1 - 2 * (torch.arange(w.shape[-1], device=w.device) % 2)  # (e,): 1, -1, 1, …
     for _ in range(quarter_turns % 4):
         w = (w * sign).transpose(-1, -2)  # (…, e, e)
     return w
 
 
-# ----------------------------------------------------------------------------------------- Eq. 4
+# ---- Eq. 4
 class GConv(nn.Module):
     """Eq. 4 with h = g·k: z(g) = Σ_k Σ_i y_i(g·k) ∗ ψ_i(k), i an input channel, ∗ in space.
 
-    c_in, c_out     input and output channels
     kernel_size     odd, the support at the largest scale
     effective_size  e: functions along each axis, e² coefficients for each pair of channels (None:
                     kernel_size; 3 is better with several scales: the smallest has few pixels)
@@ -93,13 +85,13 @@ class GConv(nn.Module):
     padding, bias   as in Conv2d; the bias is shared by all slots
     extent          how many neighbours k a filter spans, 1 (SESN and the paper) … |G| (all of
                     Eq. 4).  Rotation wraps around; scale stops at the last factor
-    `order` is |G|.  Slot g = s·rotations + r has scale s and r quarter turns.
+    ValueError for other values.  Slot g = s·rotations + r has scale s and r quarter turns.
 
     Another group: a subclass sets `order` and overrides `turned` and `scale_index`, and
     `neighbours` too if the extent is above 1 (notebook 05).
     """
 
-    order = None  # None: the number of scales times that of rotations
+    order = None  # |G|; None: the number of scales times that of rotations
     jets_above = 1000  # C_out·k² above which W·(B ∗ y) is the cheaper form (results/bench.py)
     recompute = None  # whether the backward pass computes the jets again; None: on CUDA
 
@@ -132,13 +124,13 @@ class GConv(nn.Module):
         self.extent = extent
         e = self.effective_size
         self.weight = nn.Parameter(torch.empty(c_out, extent, c_in, e, e))
-        self.bias = nn.Parameter(torch.empty(c_out)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(c_out)) if bias else None
         self.register_buffer("delta", None)  # (|G|, C_out, C_in, e, e), set by backbones.perturb
         self.make_basis()
-        self.reset_parameters()
+        nn.init.normal_(self.weight, std=(2 / self.weight[0].numel()) ** 0.5)  # He et al. 2015
 
     def make_basis(self):
-        """Buffers basis0, basis1, … (e, k_s), one for each scale, not saved."""
+        # one buffer for each scale, (e, k_s), not saved
         bases = hermite_gaussian(self.kernel_size, self.effective_size, self.scales)
         for s, b in enumerate(bases):
             self.register_buffer(f"basis{s}", b.to(self.weight), persistent=False)
@@ -150,19 +142,7 @@ class GConv(nn.Module):
         self.make_basis()
         return self
 
-    def reset_parameters(self):
-        nn.init.normal_(self.weight, std=(2 / self.weight[0].numel()) ** 0.5)  # He et al. 2015
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def extra_repr(self):
-        c_out, _, c_in = self.weight.shape[:3]
-        text = f"{c_in}, {c_out}"
-        for name in "kernel_size effective_size scales rotations stride padding extent".split():
-            text += f", {name}={getattr(self, name)}"
-        return text
-
-    # ---------------------------------------------------------------- what a group decides
+    # ---- what a group decides
     def turned(self, w, g):
         """Coefficients of the filter at the identity → those at element g: w (…, e, e) → as w."""
         return turn(w, g % self.rotations)
@@ -183,7 +163,7 @@ class GConv(nn.Module):
                 found.append((k, (s + ds) * self.rotations + (r + dr) % self.rotations))
         return found
 
-    # ---------------------------------------------------------------- the filter at element g
+    # ---- the filter at element g
     def basis(self, g):
         """The functions b_n at the scale of element g: (e, k_s)."""
         return getattr(self, f"basis{self.scale_index(g)}")
@@ -205,7 +185,7 @@ class GConv(nn.Module):
         e, k = self.basis(g).shape
         return e < k and self.weight.shape[0] * k * k > self.jets_above
 
-    # ---------------------------------------------------------------- the convolution
+    # ---- the convolution
     def forward(self, z, axis=None):
         """z (B, C_in, H, W) or (B, C_in, G, H, W) → (B, C_out, G, H', W').
 
@@ -222,16 +202,14 @@ class GConv(nn.Module):
             turns = self.order > len(self.scales)  # or mirrors, in a group of your own
             if turns and rest and not torch.compiler.is_compiling():
                 warnings.warn(
-                    f"stride {self.stride} at {size} px breaks equivariance: size + 2·padding - "
-                    "kernel_size must be a multiple of it, so sizes that are good for this layer "
-                    f"are {size - rest} or {size - rest + self.stride}",
+                    f"stride {self.stride} at {size} px breaks equivariance: sizes that are good "
+                    f"for this layer are {size - rest} or {size - rest + self.stride}",
                     stacklevel=4,  # the line that calls the layer
                 )
         y, axis = fold(z, self.order)
         return unfold(self.folded(y, axis), axis)
 
     def folded(self, y, axis):
-        """y (N, C_in, H, W), sorted by slot → (N, C_out, H', W')."""
         counts = axis.counts
         if y.dim() != 4 or len(counts) != self.order or not sum(counts) == y.shape[0] > 0:
             raise ValueError(
@@ -239,10 +217,7 @@ class GConv(nn.Module):
                 f"{self.order} elements, and y the shape {tuple(y.shape)}"
             )
         if min(y.shape[-2:]) + 2 * self.padding < self.kernel_size:
-            raise ValueError(
-                f"{tuple(y.shape[-2:])} px are smaller than the kernel: {self.kernel_size} px, "
-                f"with padding {self.padding}"
-            )
+            raise ValueError(f"{tuple(y.shape[-2:])} px, padded, are smaller than the kernel")
         if self.extent > 1 and (axis.elements is not None or min(counts) < max(counts)):
             raise ValueError("a filter that spans several elements (extent > 1) needs all of them")
         # Splitting (N, H, W, C) keeps the memory channels last, also that of the gradients.
@@ -285,8 +260,6 @@ def mix(y, w, rows, cols, bias):
     The basis is separable and fixed.  So this takes two matrix products, and then e² = 9 multiply-
     adds for each pair of channels and position instead of k² = 25 … 49: up to six times as fast
     (results/bench.py).  The jets take e² times the memory of y.
-
-    y (N, C, H, W), w (C_out, C, e, e), rows and cols from `band` → (N, C_out, H', W').
     """
     n, c, height, width = y.shape
     out_height, e, _ = rows.shape
@@ -312,7 +285,7 @@ def band(b, size, kernel_size, stride, padding):
     return windows.flip(1).transpose(0, 1)
 
 
-# ------------------------------------------------------- the group axis as a part of the batch
+# ---- the group axis as a part of the batch
 class Axis(NamedTuple):
     """Which slots the N images of a folded batch belong to."""
 
@@ -325,7 +298,6 @@ def fold(z, order, elements=None):
     """Put the group axis into the batch, sorted by slot: y (N, C, H, W), and how, an Axis.
 
     z         images (B, C, H, W): one copy for each slot.  Or a feature map (B, C, |G|, H, W)
-    order     |G|
     elements  (B, n) long: of each image only these slots, N = B·n.  None: all, N = |G|·B.
               They may stay on the CPU: then nothing waits for the GPU
     """

@@ -1,22 +1,18 @@
 """Groups and their actions: T_g on images, Γ_g on feature maps, and the bundles z(g⁻¹·g0).
 
-Keller, Suau & Zappella, *Homomorphic Self-Supervised Learning* (2022), Sections 2 and 3.  Needs no
-sibling: you can copy this file alone.
+Keller, Suau & Zappella, *Homomorphic Self-Supervised Learning* (2022), Sections 2 and 3.
+Needs no sibling: you can copy this file alone.
 
-    import torch
-    from groups import Rotation
-    group = Rotation()
     x = torch.rand(8, 1, 29, 29)
-    g = torch.randint(group.order, (8,))      # one element for each example
-    group.T(x, g).shape                       # torch.Size([8, 1, 29, 29])
+    g = torch.randint(4, (8,))    # one element for each example
+    Rotation().T(x, g).shape      # torch.Size([8, 1, 29, 29])
 
 A network f is equivariant (Eq. 1) when f(T_g x) = Γ_g f(x).
 
-Alphabet, used in every file of this repository
+Alphabet, used in every file of this repository; docstrings do not repeat these shapes
     x   images                 (B, C_in, H, W)
     z   feature map f(x)       (B, C, G, H', W')   G slots on the lifted axis (1 for translation)
-    g   group elements         (B,) long, one for each example, numbered 0 … |G|-1, on the device
-                               of x (`pairs` and `sample` are on the CPU)
+    g   group elements         (B,) long, one for each example, numbered 0 … |G|-1
     g0  base space             (|g0|,) or (B, |g0|) long, an *ordered* list of elements
     fibers                     (B, |G|, C)         z read as a function on the group
     z(g⁻¹·g0)  fiber bundle    (B, |g0|·C)
@@ -34,25 +30,24 @@ class Group:
 
     order          |G|; element 0 is the identity
     product(a, b)  a·b, elementwise with broadcasting: (…,) long, -1 where it does not exist
-    inverse(a)     a⁻¹: (…,) long, -1 where it does not exist
-    T(x, g)        T_g x: image b changed by g[b].  x (B, …, H, W), g (B,) → as x
+    inverse(a)     a⁻¹: likewise
+    T(x, g)        T_g x: image b changed by g[b].  x (B, …, H, W) → as x
     """
 
-    spatial = False  # fibers are read off the lifted axis, after a mean over space (Appendix B)
+    spatial = False  # fibers are read off the lifted axis, after a mean over space
 
     def shift_base(self, g, g0):
-        """g⁻¹·g0, the base space moved by g: g (B,), g0 (|g0|,) or (B, |g0|) → (B, |g0|) long."""
+        """g⁻¹·g0, the base space moved by g: (B, |g0|) long."""
         return self.product(self.inverse(g)[:, None], torch.atleast_2d(g0))
 
     def Gamma(self, z, g):
-        """(Γ_g z)(i) = T_g z(g⁻¹·i), and 0 where g⁻¹·i does not exist.
+        """(Γ_g z)(i) = T_g z(g⁻¹·i), and 0 where g⁻¹·i does not exist: a map as z.
 
-        z (B, C, |G|, H', W'), g (B,) → as z.  ValueError for maps of another group.
+        ValueError for maps of another group.
         """
         if z.dim() != 5 or z.shape[2] != self.order:
-            raise ValueError(
-                f"a feature map of this group is (B, C, {self.order}, H', W'), not {tuple(z.shape)}"
-            )
+            shape = f"(B, C, {self.order}, H', W')"
+            raise ValueError(f"a feature map of this group is {shape}, not {tuple(z.shape)}")
         base = self.shift_base(g, torch.arange(self.order, device=g.device))  # (B, |G|)
         example = torch.arange(len(z), device=z.device)[:, None]  # (B, 1)
         z = self.T(z, g).transpose(1, 2)  # (B, |G|, C, H', W')
@@ -60,7 +55,7 @@ class Group:
         return z.transpose(1, 2)  # (B, C, |G|, H', W')
 
     def base_space(self, size):
-        """The first `size` elements, not all: (size,) long."""
+        """The first `size` elements: (size,) long.  ValueError if that is none or all."""
         most = max(1, self.order - 1)
         if not 1 <= size <= most:
             raise ValueError(f"a base space of this group has 1 … {most} elements, not {size}")
@@ -71,10 +66,10 @@ class Group:
         return (self.shift_base(g, g0) >= 0).all(1)
 
     def distance(self, g1, g2, metric="euclidean"):
-        """Distance between elements, with broadcasting: (…,) float64 >= 0.
+        """Distance between elements, with broadcasting: (…,) float64.
 
-        "euclidean": ‖g1 - g2‖² of the `coordinates`, squared as in Section 4.
-        "topological": each group's own.  ValueError for another metric.
+        metric  "euclidean": ‖g1 - g2‖² of the `coordinates`, squared as in Section 4.
+                "topological": each group's own.  ValueError for another
         """
         if metric == "euclidean":
             return (self.coordinates(g1) - self.coordinates(g2)).pow(2).sum(-1)
@@ -83,7 +78,7 @@ class Group:
         raise ValueError(f"the distance is 'euclidean' or 'topological', not {metric!r}")
 
     def coordinates(self, g):
-        """g (…,) long → (…, n) float64; here n = 1, the number of the slot."""
+        """(…,) long → (…, n) float64; here n = 1, the number of the slot."""
         return g[..., None].double()
 
     def topological(self, g1, g2):
@@ -91,18 +86,17 @@ class Group:
         return (g1 - g2).abs().double()
 
     def augmentations(self, strength=0.2):
-        """The elements from which T_g is drawn for Eq. 2: (M,) long; here all of them."""
+        """The elements g from which Eq. 2 draws T_g: (M,) long; here all of them."""
         return torch.arange(self.order)
 
 
 class Translation(Group):
     """Z_H × Z_W: shifts of an H × W grid.  Element (dy, dx) has the number dy·W + dx.
 
-    The product is taken on the torus, so the group axioms hold exactly.  T and Γ fill the new
-    border with background (0); the paper does not say what it does.  They are an action as long as
-    nothing leaves the frame.
+    The product is that of the torus, so the group axioms hold.  T and Γ fill the new border with
+    background (0), where the paper says nothing: an action as long as nothing leaves the frame.
 
-    height, width  size of the grid, at least 1
+    height, width  size of the grid
     stride         pixels for one step of the grid: T moves by stride·(dy, dx), Γ by (dy, dx)
     wrap           roll instead: an action if the image has stride·height × stride·width pixels
     """
@@ -111,9 +105,7 @@ class Translation(Group):
 
     def __init__(self, height, width, stride=1, wrap=False):
         if min(height, width, stride) < 1:
-            raise ValueError(
-                f"height, width and stride must be at least 1, not {height}, {width}, {stride}"
-            )
+            raise ValueError(f"sizes must be at least 1, not {height}, {width}, {stride}")
         self.height = height
         self.width = width
         self.stride = stride
@@ -121,14 +113,13 @@ class Translation(Group):
         self.order = height * width
 
     def product(self, a, b):
-        dy = (a // self.width + b // self.width) % self.height
-        dx = (a % self.width + b % self.width) % self.width
-        return dy * self.width + dx
+        return self.number(a // self.width + b // self.width, a + b)
 
     def inverse(self, a):
-        dy = -(a // self.width) % self.height
-        dx = -(a % self.width) % self.width
-        return dy * self.width + dx
+        return self.number(-(a // self.width), -a)
+
+    def number(self, dy, dx):
+        return dy % self.height * self.width + dx % self.width
 
     def signed(self, g):
         """The shortest shift that equals g on the torus: dy and dx (…,) long, within ±size/2."""
@@ -139,54 +130,58 @@ class Translation(Group):
         return dy, dx
 
     def T(self, x, g):
-        """T_g x: image b moved by stride·signed(g[b]) pixels.  x (B, …, H, W), g (B,) → as x."""
-        dy, dx = self.signed(g)
-        return shift(shift(x, self.stride * dy, -2, self.wrap), self.stride * dx, -1, self.wrap)
+        """T_g x: image b moved by stride·signed(g[b]) pixels."""
+        return self.move(x, g, self.stride)
 
     def Gamma(self, z, g):
-        """Γ_g z: map b moved by signed(g[b]) positions.  z (B, C, G, H', W'), g (B,) → as z."""
-        dy, dx = self.signed(g)
-        return shift(shift(z, dy, -2, self.wrap), dx, -1, self.wrap)
+        """Γ_g z: map b, of any number of slots, moved by signed(g[b]) positions."""
+        return self.move(z, g, 1)
+
+    def move(self, x, g, step):
+        for dim, shift in zip((-2, -1), self.signed(g)):
+            n = x.shape[dim]
+            shape = [len(x)] + [1] * (x.dim() - 1)
+            shape[dim] = n
+            source = torch.arange(n, device=x.device) - step * shift[:, None]  # (B, n)
+            source = source.view(shape)  # (B, …, n, …)
+            x = x.gather(dim, (source % n).expand(x.shape))
+            if not self.wrap:
+                x = x.masked_fill((source < 0) | (source >= n), 0)
+        return x
 
     def base_space(self, size):
-        """The h × w patch with h·w = size that is nearest to a square, in the corner: (size,) long.
+        """The h × w patch of `size` positions nearest to a square, in the corner: (size,) long.
 
         ValueError unless it fits the grid without filling it ("no padding", Appendix B).
         """
-        heights = []
+        shapes = []
         for h in range(1, self.height + 1):
             if size % h == 0 and size // h <= self.width:
-                heights.append(h)
-        if not heights or not 1 <= size <= max(1, self.order - 1):
-            raise ValueError(
-                f"no patch of {size} positions fits into {self.height} × {self.width} without "
-                "filling it: take a size h·w that does"
-            )
-        h = min(heights, key=lambda h: (max(h, size // h), h))
+                shapes.append((max(h, size // h), h))  # the longer side, the height
+        if not shapes or not 1 <= size <= max(1, self.order - 1):
+            raise ValueError(f"no patch of {size} positions fits this grid without filling it")
+        _, h = min(shapes)
         return (torch.arange(h)[:, None] * self.width + torch.arange(size // h)).flatten()
 
     def fits_inside(self, g, g0):
-        """For which g the patch g⁻¹·g0 does not wrap: g (M,), g0 (|g0|,) → (M,) bool."""
         base = self.shift_base(g, g0)  # (M, |g0|)
         return (base - base[:, :1] == g0 - g0[:1]).all(1)  # a patch that wraps loses its shape
 
     def coordinates(self, g):
-        """g (…,) long → (…, 2) float64: dy in 0 … H-1 and dx in 0 … W-1."""
+        """dy and dx, both from 0: (…, 2) float64."""
         return torch.stack([g // self.width, g % self.width], -1).double()
 
     def topological(self, g1, g2):
         """‖g1 - g2‖² on the torus, where opposite edges of the grid are neighbours."""
-        d = (self.coordinates(g1) - self.coordinates(g2)).abs()  # (…, 2)
-        size = torch.tensor([self.height, self.width], device=d.device)
-        return torch.minimum(d, size - d).pow(2).sum(-1)
+        dy, dx = self.signed(self.product(self.inverse(g1), g2))
+        return (dy**2 + dx**2).double()
 
     def augmentations(self, strength=0.2):
-        """The shifts of at most `strength` of the size along each axis, rounded down: (M,) long."""
+        """The shifts of at most `strength` of the size along each axis, rounded down."""
         g = torch.arange(self.order)
         dy, dx = self.signed(g)
-        near_y = dy.abs() <= int(strength * self.height)
-        near_x = dx.abs() <= int(strength * self.width)
-        return g[near_y & near_x]
+        near = (dy.abs() <= int(strength * self.height)) & (dx.abs() <= int(strength * self.width))
+        return g[near]
 
 
 class Rotation(Group):
@@ -201,7 +196,7 @@ class Rotation(Group):
         return -a % 4
 
     def T(self, x, g):
-        """T_g x: image b turned by 90°·g[b].  x (B, …, H, H), square; g (B,) → as x."""
+        """T_g x: image b turned by 90°·g[b].  ValueError unless images are square."""
         height, width = x.shape[-2:]
         if height != width:
             raise ValueError(f"a quarter turn needs square images, not {height} × {width}")
@@ -210,8 +205,8 @@ class Rotation(Group):
 
     def topological(self, g1, g2):
         """The shorter way round the circle, 0 … 2 quarter turns."""
-        d = (g1 - g2).abs().double()
-        return torch.minimum(d, 4 - d)
+        turns = (g1 - g2) % 4
+        return torch.minimum(turns, 4 - turns).double()
 
 
 class Chain(Group):
@@ -225,8 +220,7 @@ class Chain(Group):
         return torch.where(a == 0, 0, -1)
 
     def shift_base(self, g, g0):
-        """g⁻¹·g0 = g0 + g, -1 past the end: g (B,), g0 (|g0|,) or (B, |g0|) → (B, |g0|) long."""
-        return self.product(torch.atleast_2d(g0), g[:, None])
+        return self.product(torch.atleast_2d(g0), g[:, None])  # -1 past the end
 
 
 class Numbered(Chain):
@@ -261,21 +255,21 @@ class Scale(Chain):
     def T(self, x, g):
         """T_g x: image b shrunk about its centre to 1/σ_g[b] of its size, 0 (background) around it.
 
-        x (B, …, H, W) floating point, g (B,) → as x.  ValueError for g = -1, on the CPU.  On a GPU
-        a look at g would wait for all work before it, so there -1 gives NaN.
+        ValueError for integer images, and on the CPU for g = -1.
         """
         if not x.is_floating_point():
             raise ValueError(f"only floating point images can shrink, not {x.dtype}: x.float()")
+        # On a GPU a look at g would wait for all work before it.  So there -1 picks NaN.
         if g.device.type == "cpu" and (g < 0).any():
             raise ValueError("an element of -1 is past the end of the list")
-        factors = (*self.factors, torch.nan)  # the last one is what -1 picks
+        factors = (*self.factors, torch.nan)
         rows = shrink_matrices(x.shape[-2], factors).to(x, non_blocking=True)  # (|G| + 1, H, H)
         cols = shrink_matrices(x.shape[-1], factors).to(x, non_blocking=True)  # (|G| + 1, W, W)
         with torch.autocast(x.device.type, enabled=False):  # no half precision for pixels
             return torch.einsum("bij,b...jk,blk->b...il", rows[g], x, cols[g])
 
     def topological(self, g1, g2):
-        """|log(σ_g1/σ_g2)|, the natural logarithm."""
+        """|log(σ_g1/σ_g2)|."""
         log = torch.tensor(self.factors, dtype=torch.float64, device=g1.device).log()  # (|G|,)
         return (log[g1] - log[g2]).abs()
 
@@ -299,16 +293,14 @@ class RotationScale(Group):
         return self.number(self.scale.inverse(a // 4), self.rotation.inverse(a))
 
     def shift_base(self, g, g0):
-        """g⁻¹·g0, -1 past the last scale: g (B,), g0 (|g0|,) or (B, |g0|) → (B, |g0|) long."""
         s = self.scale.shift_base(g // 4, g0 // 4)
         return self.number(s, self.rotation.shift_base(g, g0))
 
     def T(self, x, g):
-        """T_g x: image b turned, then shrunk.  x (B, …, H, H), g (B,) → as x."""
+        """T_g x: image b turned, then shrunk."""
         return self.scale.T(self.rotation.T(x, g % 4), g // 4)
 
     def coordinates(self, g):
-        """g (…,) long → (…, 2) float64: the number of the scale, and the quarter turns."""
         return torch.stack([g // 4, g % 4], -1).double()
 
     def topological(self, g1, g2):
@@ -317,12 +309,12 @@ class RotationScale(Group):
         return turns + self.scale.topological(g1 // 4, g2 // 4)
 
 
-# ------------------------------------------------------------- fibers, bundles, and random g
+# ---- fibers, bundles, and random g
 def fibers(z, group, pool="mean"):
     """z read as a function on the group (Section 2): z(g) ∈ R^C for every g.
 
     For translation each position is an element.  The other groups pool over space: "mean" as in
-    Appendix B, or "max".  z (B, C, G, H', W') → (B, |G|, C).
+    Appendix B, or "max".  Returns (B, |G|, C).  ValueError for other maps and pools.
     """
     if pool not in ("mean", "max"):
         raise ValueError(f"fibers are pooled by 'mean' or 'max', not {pool!r}")
@@ -333,21 +325,21 @@ def fibers(z, group, pool="mean"):
     elif pool == "mean":
         z = z.mean((-2, -1))  # (B, C, |G|)
     else:
-        z = z.amax((-2, -1))  # (B, C, |G|)
+        z = z.amax((-2, -1))
     return z.transpose(1, 2)
 
 
 def bundle(fibers, base):
     """The fiber bundle z(base) = [z(g) | g ∈ base] ∈ R^(|g0|·C) (Section 2), in the order of base.
 
-    fibers (B, |G|, C), base (B, |g0|) or (1, |g0|) long, all >= 0 → (B, |g0|·C).
+    base (B, |g0|) or (1, |g0|) long, all >= 0 → (B, |g0|·C).
     """
     index = base[..., None].expand(len(fibers), -1, fibers.shape[-1])  # (B, |g0|, C)
     return fibers.gather(1, index).flatten(1)
 
 
 class Pairs(NamedTuple):
-    """The pairs (g1, g2) that may be drawn: M elements, each with at most K partners."""
+    """The pairs (g1, g2) that may be drawn, on the CPU: M elements with at most K partners each."""
 
     elements: torch.Tensor  # (M,) long, for g1
     partners: torch.Tensor  # (M, K) long, for g2: in row i counts[i] elements, then -1
@@ -360,30 +352,23 @@ def pairs(group, g0, max_distance=None, metric="euclidean"):
     An element g is used if all of g⁻¹·g0 lies on the feature map (no wrap, no padding).
 
     g0            (|g0|,)
-    max_distance  how far apart the two bundles may be; None: any pair; 0: both views read the same
-                  slots, so the caller must change the image.  For every other one ValueError, if
-                  no two different elements are that near
+    max_distance  of the two bundles, in the unit of `metric`.  None: any; 0: both views read the
+                  same slots, so the caller must change the image
+    ValueError if no two different elements are that near, unless max_distance is 0.
     """
     g = torch.arange(group.order)
     g = g[group.fits_inside(g, g0)]  # (M,)
     if len(g) < 2 and max_distance != 0:
-        raise ValueError(
-            f"a base space of {len(g0)} of the {group.order} elements fits at only one slot, and "
-            "two are needed: take a smaller one"
-        )
+        raise ValueError(f"a base space of {len(g0)} fits at only one slot, and two are needed")
     slot = group.shift_base(g, g0[:1])[:, 0]  # (M,): the first of each bundle
     d = group.distance(slot[:, None], slot, metric)  # (M, M)
-    allowed = d <= (torch.inf if max_distance is None else max_distance)  # (M, M)
+    allowed = d <= (torch.inf if max_distance is None else max_distance)
     counts = allowed.sum(1)  # (M,)
     if max_distance != 0 and counts.max() < 2:
-        raise ValueError(
-            f"no two elements are within a {metric} distance of {max_distance}: "
-            f"the nearest are {d[d > 0].min():.3g} apart"
-        )
-    allowed_first = allowed.int().argsort(dim=1, descending=True, stable=True)  # (M, M)
-    padding = torch.arange(len(g)) >= counts[:, None]  # (M, M)
-    partners = g[allowed_first].masked_fill(padding, -1)[:, : counts.max()]  # (M, K)
-    return Pairs(g, partners, counts)
+        nearest = f"the nearest are {d[d > 0].min():.3g} apart"
+        raise ValueError(f"no two elements are within a distance of {max_distance}: {nearest}")
+    partners = torch.where(allowed, g, group.order).sort(1).values[:, : counts.max()]  # (M, K)
+    return Pairs(g, partners.where(partners < group.order, -1), counts)
 
 
 def sample(drawn_from, batch, generator=None):
@@ -394,7 +379,6 @@ def sample(drawn_from, batch, generator=None):
     return elements[i], partners[i, (u * counts[i]).long()]
 
 
-# ------------------------------------------------------------------------------- small parts
 def shrink_matrices(size, factors):
     """The matrices A of T_g along one axis: A x Aᵀ is x shrunk about its centre to 1/factor.
 
@@ -407,15 +391,3 @@ def shrink_matrices(size, factors):
     weight = (1 - (source - u).abs() / factor).clamp(min=0)  # (S, size, size)
     inside = source.abs() <= size / 2  # (S, size, 1)
     return weight / weight.sum(-1, keepdim=True).clamp(min=1e-12) * inside
-
-
-def shift(x, d, dim, wrap):
-    """Example b moved by d[b] along dim, filled with 0 (or rolled): x (B, …), d (B,) → as x."""
-    n = x.shape[dim]
-    shape = [len(x)] + [1] * (x.dim() - 1)
-    shape[dim] = n
-    source = (torch.arange(n, device=x.device) - d[:, None]).view(shape)  # (B, …, n, …)
-    moved = x.gather(dim, (source % n).expand(x.shape))
-    if wrap:
-        return moved
-    return moved.masked_fill((source < 0) | (source >= n), 0)

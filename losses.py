@@ -8,14 +8,13 @@ Needs one sibling: groups.py.
 If f is equivariant the two are the same numbers, f(T_g x)(g0) = Γ_g f(x)(g0) = f(x)(g⁻¹·g0).
 (Not for scale: fibers are pooled over space, and the mean of a shrunk map is another one.)
 
-    from backbones import build
-    from losses import HSSL, info_nce
-    f, h, _ = build("mnist", "rot")
+    f, h, _ = backbones.build("mnist", "rot")
     pairs = HSSL(f.group)
     x = torch.rand(8, 1, 29, 29)
     loss = info_nce(*pairs.views(f, h, x, *pairs.draw(8)))
 
-f is a network with `f.group` and `f.bundle(x, base)`, as in backbones.py; h is any head.
+f is a network with `f.group` and `f.bundle(x, base)`, as in backbones.py; h is any head.  Letters
+and shapes are those of groups.py's alphabet.
 Under torchrun each process holds a part of the batch.  The negatives come from all of them.
 """
 
@@ -28,7 +27,7 @@ import torch.nn.functional as F
 import groups
 
 
-# ------------------------------------------------------------------------------- Eq. 2's InfoNCE
+# ---- Eq. 2's InfoNCE
 def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
     """InfoNCE as printed in Eq. 2:
 
@@ -36,22 +35,21 @@ def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
 
     y1, y2       (B, D) the two views, of any float dtype; N is B on all processes together
     tau          the temperature τ > 0
-    denominator  "paper": as above, without the positive and one for both views of i.  At chance
-                 the loss is log 4(N-1).  "ntxent": SimCLR's; each view of i is an anchor of its own
-                 and has all other 2N-1 views in its denominator.  At chance it is log(2N-1)
+    denominator  "paper": as above, without the positive and one for both views of i.  "ntxent":
+                 SimCLR's; each view of i is an anchor of its own, with all other 2N-1 views
     W            None: sim is the cosine.  (D, D), not always symmetric: DIM(L)'s log-bilinear model
                  y1ᵀ W y2 on views that are not normalised (Eq. 5, Appendix C)
-    Returns a scalar, at least float32.  Raises ValueError for other arguments, and for N = 1 where
-    the denominator is empty ("ntxent" then has one candidate, the positive: 0, as elsewhere).
-    Memory: a few (2B, 2N) float32 matrices, 256 MiB each at B = N = 4096 (results/bench.py)."""
+    Returns a scalar, at least float32.  ValueError for other arguments, and for N = 1 if that
+    leaves the denominator empty (in "ntxent" the positive is left: the loss is 0).
+    Memory: a few (2B, 2N) float32 matrices, 256 MiB each at B = N = 4096 (results/bench.py).
+    """
     if denominator not in ("paper", "ntxent"):
         raise ValueError(f"the denominator is 'paper' or 'ntxent', not {denominator!r}")
     if not 0 < tau < math.inf:
         raise ValueError(f"the temperature tau must be above 0, not {tau}")
     if y1.shape != y2.shape or y1.dim() != 2 or not y1.is_floating_point():
-        raise ValueError(
-            f"two views are (B, D) floats, not {y1.dtype} {[*y1.shape]}, {[*y2.shape]}"
-        )
+        shapes = f"{[*y1.shape]}, {[*y2.shape]}"
+        raise ValueError(f"two views are (B, D) floats, not {y1.dtype} {shapes}")
     with torch.autocast(y1.device.type, enabled=False):  # τ = 0.1 gives e^±10
         y = torch.stack([y1, y2])  # (2, B, D)
         y = y.to(torch.promote_types(y.dtype, torch.float32))
@@ -81,9 +79,10 @@ def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
 def gather(y):
     """All processes' y in order of rank, with gradient, and where this process's part begins.
 
-    y (V, B, D): V views, with the same B on every process → (V, N, D) with N = B·processes, an int.
+    y (2, B, D), with the same B on every process → (2, N, D) and an int.
     The backward pass sums the gradients of all processes, so that the mean which
-    DistributedDataParallel takes is the gradient of the loss of one process with all images."""
+    DistributedDataParallel takes is the gradient of the loss of one process with all images.
+    """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return y, 0
     return torch.cat(list(AllGather.apply(y)), 1), dist.get_rank() * y.shape[1]
@@ -97,7 +96,7 @@ class AllGather(torch.autograd.Function):
     def forward(ctx, y):
         everyone = [torch.empty_like(y) for _ in range(dist.get_world_size())]
         dist.all_gather(everyone, y.contiguous())
-        return torch.stack(everyone)  # (R, …)
+        return torch.stack(everyone)
 
     @staticmethod
     def backward(ctx, grad):
@@ -116,7 +115,8 @@ def cosine_regression(p1, p2, y1, y2):
     p1, p2  (B, D) predictions q(y) of the network that learns
     y1, y2  (B, D) the targets, used without gradient: the views of a slow copy of the network
             (BYOL) or of the network itself (SimSiam)
-    Returns a scalar, at least float32."""
+    Returns a scalar, at least float32.
+    """
     dtype = torch.promote_types(p1.dtype, torch.float32)
     with torch.autocast(p1.device.type, enabled=False):
         one = 1 - F.cosine_similarity(p1.to(dtype), y2.to(dtype).detach())  # (B,)
@@ -124,17 +124,15 @@ def cosine_regression(p1, p2, y1, y2):
         return (one + two).mean()
 
 
-# ------------------------------------------------------------------------- the two views
+# ---- the two views
 def a_ssl(f, h, x, group, g0, g1, g2, x2=None):
     """Eq. 2, the two views: h(f(T_g1 x)(g0)) and h(f(T_g2 x)(g0)).
 
-    f, h    backbone and head
-    x       (B, C_in, H, W) images
-    group   acts on the images
-    g0      (|g0|,) or (B, |g0|) slots of f.group, the same for both views
-    g1, g2  (B,) elements of `group`
+    group   acts on the images; g1 and g2 are elements of it
+    g0      slots of f.group, the same for both views
     x2      the images of the second view, if something else has changed each view by itself
-    Returns y1, y2 (B, D), for `info_nce`."""
+    Returns y1, y2 (B, D), for `info_nce`.
+    """
     if x2 is None:
         x2 = x
     images = torch.cat([group.T(x, g1), group.T(x2, g2)])  # (2B, C_in, H, W): two images …
@@ -146,8 +144,9 @@ def h_ssl(f, h, x, g0, g1, g2, x2=None):
     """Eq. 3, the two views: h(f(x)(g1⁻¹·g0)) and h(f(x)(g2⁻¹·g0)), with Eq. 6's indices (those
     printed in Eq. 3 have errors).
 
-    g1, g2 (B,) are elements of f.group such that g⁻¹·g0 stays on the feature map: `HSSL` draws
-    them.  The rest is as in `a_ssl`.  With x2 both change, images and base space (Appendix A)."""
+    g1 and g2 are elements of f.group such that g⁻¹·g0 stays on the feature map: `HSSL` draws them.
+    The rest is as in `a_ssl`.  With x2 both change, images and base space (Appendix A).
+    """
     base1 = f.group.shift_base(g1, g0)  # (B, |g0|): two base spaces …
     base2 = f.group.shift_base(g2, g0)
     if x2 is None:
@@ -158,7 +157,7 @@ def h_ssl(f, h, x, g0, g1, g2, x2=None):
     return h(y).chunk(2)
 
 
-# ------------------------------------------------------------------------- what each equation draws
+# ---- what each equation draws
 class ASSL:
     """Eq. 2's random elements (Appendix B), and the views made with them.
 
@@ -167,7 +166,8 @@ class ASSL:
     slots      f.group
     group      acts on the images; for translation by single pixels
     base_size  |g0|; all of |G|: both views read all of z (SimCLR, Appendix C)
-    strength   largest shift along each axis, as a part of the size (only translation)"""
+    strength   largest shift along each axis, as a part of the size (only translation)
+    """
 
     def __init__(self, slots, group, base_size=1, strength=0.2):
         self.slots = slots
@@ -176,8 +176,9 @@ class ASSL:
         self.g0 = torch.arange(slots.order)  # (|g0|,)
         self.places = self.g0[:1]  # the elements that move g0
         if base_size != slots.order:
-            self.places = self.g0[slots.fits_inside(self.g0, slots.base_space(base_size))]
             self.g0 = slots.base_space(base_size)
+            elements = torch.arange(slots.order)
+            self.places = elements[slots.fits_inside(elements, self.g0)]
 
     def draw(self, batch, generator=None):
         """→ g0 (batch, |g0|), g1 and g2 (batch,), long and on the CPU."""
@@ -196,16 +197,16 @@ class HSSL:
     g1 is uniform among the elements that keep g0 on the map, g2 among those whose bundle is at most
     `max_distance` from g1's (None: any; 0: the same one, and then the images must differ).
 
-    slots      f.group
-    base_size  |g0|
-    metric     the unit of max_distance: "euclidean" or "topological", see groups.py"""
+    slots, base_size  as in ASSL, but never all of |G|
+    metric            the unit of max_distance: "euclidean" or "topological", see groups.py
+    """
 
     def __init__(self, slots, base_size=1, max_distance=None, metric="euclidean"):
         self.g0 = slots.base_space(base_size)  # (|g0|,)
         self.pairs = groups.pairs(slots, self.g0, max_distance, metric)
 
     def draw(self, batch, generator=None):
-        """→ g0 (batch, |g0|), g1 and g2 (batch,), long and on the CPU."""
+        """As ASSL's."""
         g1, g2 = groups.sample(self.pairs, batch, generator)
         return self.g0.expand(batch, -1), g1, g2
 
@@ -217,9 +218,9 @@ def pick(elements, batch, generator):
     return elements[torch.randint(len(elements), (batch,), generator=generator)]
 
 
-# ------------------------------------------------------------------------- what shows a collapse
+# ---- what shows a collapse
 def chance(n, denominator="paper"):
-    """InfoNCE of N examples whose similarities are all equal: log of the denominator's terms."""
+    """InfoNCE of N examples whose similarities are all equal: log of the number of terms."""
     return math.log(2 * n - 1 if denominator == "ntxent" else 4 * (n - 1))
 
 
@@ -230,7 +231,8 @@ def diagnostics(y1, y2):
     positive_similarity, negative_similarity  mean cosines
     positive_rank  share of other images that are nearer than the positive: 0 is best, 0.5 chance
     spread         standard deviation of the normalised y1 over the batch, times √D: 1 if it fills
-                   the sphere evenly, 0 if it has collapsed"""
+                   the sphere evenly, 0 if it has collapsed
+    """
     y1 = F.normalize(y1.float(), dim=1)
     y2 = F.normalize(y2.float(), dim=1)
     similarity = y1 @ y2.T  # (B, B)
