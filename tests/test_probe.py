@@ -313,7 +313,7 @@ def digits(train_size, test_size):
 
 def test_pooled_read_outs_of_an_exact_network_are_the_same_on_turned_images(double):
     """To the last digit, trained or not: the free baseline."""
-    images = digits(200, 100)
+    images = digits(120, 60)
     f = MNISTNet(rotations=4, width=1 / 8)
     classifier = backbones.MNISTClassifier(f.channels, 10, rotations=4)
     found = probe.evaluate(f, classifier, Rotation(), images, CPU)
@@ -321,7 +321,7 @@ def test_pooled_read_outs_of_an_exact_network_are_the_same_on_turned_images(doub
         assert found[f"{name}_all"] == found[f"{name}_all_changed"] > 20
         assert found[f"{name}_one"] > found[f"{name}_one_changed"]
     assert max(found["equation1"]) < 1e-10 and found["bins"] == [100.0] * 3
-    assert (found["train_images"], found["test_images"]) == (200, 100)
+    assert (found["train_images"], found["test_images"]) == (120, 60)
 
 
 @pytest.fixture

@@ -475,12 +475,13 @@ def test_a_preset_that_can_not_run_here_is_refused_before_it_writes(tmp_path, mo
 
 
 # ------------------------------------------------------------------------- training learns
+@pytest.mark.slow
 def test_training_learns(nursery, tmp_path):
-    """H-SSL on 1,600 real digits with scales, 30 steps: the loss falls far below chance, and a
+    """H-SSL on 2,000 real digits with scales, 50 steps: the loss falls far below chance, and a
     linear layer reads more off one slot than it does untrained, by three standard errors."""
     flags = (
-        "--group scale --width 0.125 --functions 3 --train-size 1600 --test-size 600 --lr 4 "
-        "--probe-size 800 --batch-size 160 --epochs 3 --warmup-epochs 0.5 --amp off --out r"
+        "--group scale --width 0.125 --functions 3 --train-size 2000 --test-size 600 --lr 4 "
+        "--probe-size 800 --batch-size 200 --epochs 5 --warmup-epochs 1 --amp off --out r"
     )
     status, said, stderr = live(tmp_path, flags.split())
     assert status == 0, stderr
