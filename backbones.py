@@ -49,14 +49,15 @@ class Backbone(nn.Module):
         if base.min() < 0 or base.max() >= order:
             asked = f"{base.min()} … {base.max()}"
             raise ValueError(f"slots {asked} of 0 … {order - 1}: see groups.pairs")
-        slots = base.flatten(1).to(x.device)  # (B, m)
+        slots = base.flatten(1)  # (B, m), on the CPU in training: nothing waits for a GPU
         if self.sampled:
             fibers = self.read(self(x, slots))  # (B, m, C)
         else:
             fibers = self.read(self(x))  # (B, |G|, C)
             if fibers.shape[1] != order:
                 raise ValueError(f"{fibers.shape[1]} fibers, and the group {order} elements")
-            fibers = groups.bundle(fibers, slots).unflatten(1, (slots.shape[1], -1))  # (B, m, C)
+            fibers = groups.bundle(fibers, slots.to(x.device))  # (B, m·C)
+            fibers = fibers.unflatten(1, (slots.shape[1], -1))
         return fibers.unflatten(1, base.shape[1:]).flatten(-2)
 
     def read(self, z):

@@ -135,7 +135,9 @@ def a_ssl(f, h, x, group, g0, g1, g2, x2=None):
     """
     if x2 is None:
         x2 = x
-    images = torch.cat([group.T(x, g1), group.T(x2, g2)])  # (2B, C_in, H, W): two images …
+    x1 = group.T(x, g1.to(x.device))
+    x2 = group.T(x2, g2.to(x.device))
+    images = torch.cat([x1, x2])  # (2B, C_in, H, W): two images …
     base = torch.atleast_2d(g0).expand(len(x), -1).repeat(2, 1)  # (2B, |g0|): … one base space
     return h(f.bundle(images, base)).chunk(2)
 

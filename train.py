@@ -324,7 +324,7 @@ def load_run(args):
         if zipfile.ZipFile(path).testzip():  # a checkpoint is a zip file: each part has a checksum
             raise ValueError("damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        old, _, _ = saved["config"], saved["optimizer"], saved["precision"]
+        old, _, _ = dict(saved["config"]), saved["optimizer"], saved["precision"]
     except Exception as error:  # truncated or foreign: torch raises many types
         raise UsageError(
             f"{path} can't be used ({type(error).__name__}): it is kept, take another --out"
@@ -348,14 +348,16 @@ def save(path, write):
 
 
 def lock(folder):
-    """Keep other commands out of the folder until this process ends (not on Windows)."""
+    """Keep other commands out of the folder as long as the file that is returned is open."""
+    file = open(os.path.join(folder, "lock"), "w")
     if os.name == "posix":
         import fcntl
 
         try:
-            fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another process is using {folder}: wait for it") from None
+    return file
 
 
 def note_signals():
@@ -444,7 +446,9 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     if saved and saved["step"] == saved["steps"] and os.path.exists(finished):
         with open(finished) as file:
             result = json.load(file)
-        if all(result[name] == getattr(args, name) for name in ("probe_size", "before")):
+        asked = dict(probe_size=args.probe_size, before=args.before)
+        same_place = saved["data_dir"] == os.path.abspath(args.data_dir)
+        if same_place and asked.items() <= result.items():
             say(f"{args.out} is finished\n{probe.report(result)}")
             return
     name = saved["precision"] if saved else precision(args.amp, device)  # a run keeps its own
@@ -503,8 +507,16 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     if 0 < steps <= warmup:
         say(f"note: --warmup-epochs {args.warmup_epochs:g}: the rate never reaches {peak:.3g}")
 
+    kept = (
+        "the last checkpoint is kept: take a smaller --lr, more --warmup-epochs or --amp off, and "
+        "another --out"
+    )
+
     def save_run():
+        if not all(value.isfinite().all() for value in model.state_dict().values()):
+            raise UsageError(f"weights are not finite at step {step}; {kept}")
         state = dict(config=config_of(args), images=pixels, precision=name)
+        state["data_dir"] = os.path.abspath(args.data_dir)
         state |= dict(step=step, steps=steps, seconds=seconds, model=model.state_dict())
         state |= dict(optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
         path = os.path.join(args.out, "checkpoint.pt")
@@ -512,7 +524,9 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
 
     if rank == 0:
         os.makedirs(args.out, exist_ok=True)
-        lock(args.out)
+        held = lock(args.out)  # noqa: F841  open until the end
+        if not saved and load_run(args):
+            raise UsageError(f"another process has just begun {args.out}: start again")
         if not saved:
             save_run()  # before the log, so that a folder with a log can always go on
         log = open_log(os.path.join(args.out, "metrics.jsonl"), step)
@@ -550,10 +564,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
         scaler.scale(loss).backward()
         bad, stop = largest(device, not finite(loss, model, scaler), len(signals))
         if bad:
-            raise UsageError(
-                f"loss or gradient is not finite at step {step}; the last checkpoint is kept: take "
-                "a smaller --lr, more --warmup-epochs or --amp off, and another --out"
-            )
+            raise UsageError(f"loss or gradient is not finite at step {step}; {kept}")
         scaler.step(optimizer)
         scaler.update()
         model.update_target()
