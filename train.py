@@ -575,14 +575,14 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
         if rank > 0:
             continue
         bar.update()
-        if stop or ends or time.perf_counter() - saved_at > 600:
-            save_run()
-            saved_at = time.perf_counter()
-        if (ends or step % 50 == 0) and not stop:
+        if ends or stop or step % 50 == 0:
             line = dict(step=step, epoch=step / per_epoch, loss=loss.item(), seconds=seconds)
             line["lr"] = optimizer.param_groups[0]["lr"]
             log.write(json.dumps(line | measure(model, acts, y1, y2, x)) + "\n")
-            log.flush()
+            log.flush()  # before the checkpoint: what it has seen is in the log
+        if ends or stop or time.perf_counter() - saved_at > 600:
+            save_run()
+            saved_at = time.perf_counter()
         if ends and bar.disable and not stop:
             print(f"epoch {epoch + 1} of {args.epochs}   loss {loss.item():.3f}   {seconds:.0f} s")
         if args.probe_epochs and step % (args.probe_epochs * per_epoch) == 0 and not stop:

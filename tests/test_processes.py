@@ -81,7 +81,7 @@ def test_a_signal_to_one_saves_and_ends_both(tiny, tmp_path):
 
 WRONG = {
     "--tau 0": "--tau 0 is out of range",
-    "--dataset tiny-imagenet --data-dir nowhere": "no Tiny ImageNet in 'nowhere'",
+    "--dataset tiny-imagenet --data-dir nowhere": "Tiny ImageNet in 'nowhere'",
     "--batch-size 31": "take 30",
     "--base-size 63": "no patch of 63 positions",
 }
