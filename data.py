@@ -109,7 +109,7 @@ def mean_std(x):
     return means, stds
 
 
-# ------------------------------------------------- augmentations: every image has its own numbers
+# ---- augmentations: every image has its own numbers
 def shift(x, u, strength=0.2):
     """Images moved by whole pixels, up to int(strength·H) along each axis, with 0 around them.
 
@@ -154,7 +154,7 @@ def jitter(x, u, strength=None):
     return (x * (0.5 + 0.5 * u[:, 7])).clamp(0, 1) ** torch.exp(0.7 * (2 * u[:, 8] - 1))
 
 
-# ------------------------------------------------------------------------------- the five sources
+# ---- the five sources
 # each returns (images or a list of files, labels) twice, the names of the classes, and the network
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -292,7 +292,7 @@ def _classes(folder):
     return found
 
 
-# ------------------------------------------------------------------------------------ small parts
+# ---- small parts
 def _read(paths):
     """Decode image files with 8 bits a channel as RGB, also grey ones → (N, 3, H, W) uint8."""
     images = []

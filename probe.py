@@ -54,7 +54,7 @@ ROWS = (  # of the printed table: name, label, null
 )
 
 
-# ------------------------------------------------------------------------ distances and retrieval
+# ---- distances and retrieval
 @torch.no_grad()
 def distances(f, x, group, elements, g0):
     """How f responds to T_g, for each g in `elements`: see the top of this file.
@@ -140,7 +140,7 @@ def centre(f):
     return 0
 
 
-# -------------------------------------------------------------------------------------- read-outs
+# ---- read-outs
 @torch.no_grad()
 def encode(f, classifier, x, device, dtype=None, group=None, batch=256, quiet=True):
     """Frozen features of images, three float32 tensors on the CPU.
@@ -276,7 +276,7 @@ def report(result):
     return "\n".join(lines)
 
 
-# --------------------------------------------------------------------------------------- networks
+# ---- networks
 def network(config, images):
     """What a run's settings ask for → f, h, the classifier, what draws the pairs (losses.ASSL or
     HSSL), and the group that acts on images.  Raises UsageError if they do not go together."""

@@ -40,7 +40,7 @@ import probe
 from data import UsageError
 from syncnorm import synchronise
 
-# ------------------------------------------------------------------------------- the command line
+# ---- the command line
 SMALL = dict(epochs=20, batch_size=256, lr=2.0, warmup_epochs=1.0)  # for two CPU cores
 PAPER = dict(epochs=1300, batch_size=4096, lr=0.1, warmup_epochs=10.0)  # Appendix B
 PRESETS = {
@@ -157,7 +157,7 @@ def config_of(args):
     return {name: value for name, value in sorted(vars(args).items()) if name not in FREE}
 
 
-# -------------------------------------------------------------------- the optimiser, its schedule
+# ---- the optimiser, its schedule
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017), in FAIR's form:
 
@@ -199,7 +199,7 @@ def learning_rate(step, steps, warmup, peak):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-# -------------------------------------------------------------------------------- what is learned
+# ---- what is learned
 class Objective(nn.Module):
     """The loss of a share of a batch.
 
@@ -257,7 +257,7 @@ class Objective(nn.Module):
                 slow.lerp_(p, 1 - momentum)
 
 
-# --------------------------------------------------------------- processes, precision, checkpoints
+# ---- processes, precision, checkpoints
 def start(wanted=None):
     """Join the other processes, if torchrun started this one → rank, rank on this machine, number
     of processes, device."""
@@ -431,7 +431,7 @@ def seeded(*key):
     return torch.Generator().manual_seed(mixed)
 
 
-# ------------------------------------------------------------------------------- the run, in order
+# ---- the run, in order
 def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     args = parse(argv)
     rank, local, world, device = start(args.device)
@@ -619,7 +619,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     say(f"{probe.report(result)}\ntrained {seconds:.0f} s   {args.out}")
 
 
-# ------------------------------------------------------------------------------------ small parts
+# ---- small parts
 def finite(loss, model, scaler):
     """Whether loss and gradients are finite.  Under fp16 the scaler skips a step that is not and
     halves its scale; then only the loss is checked, and that the scale is above 2⁻²⁴."""
