@@ -335,7 +335,7 @@ def test_a_whole_run_in_its_own_words(tiny, tmp_path):
     flags = [*tiny, "--epochs", 2, "--before", "--out", "r"]
     status, said, stderr = live(tmp_path, flags, curves=True)
     assert status == 0 and stderr == ""  # no bar and no warning, as stderr is not a terminal
-    names = ("checkpoint.pt", "curves.png", "metrics.jsonl", "result.json")
+    names = ("checkpoint.pt", "curves.png", "lock", "metrics.jsonl", "result.json")
     assert sorted(contents(tmp_path / "r")) == sorted(names)
     lines = said.splitlines()
     assert lines[0].startswith("hssl on folder: 128 images of 29 px, group trans, equivariant")
