@@ -253,6 +253,8 @@ def _folder(data_dir):
         raise UsageError(f"no images found: {wanted}")
     if list(train) == ["."]:
         files = train["."]
+        if len(files) < 4:
+            raise UsageError(f"train/ in {data_dir!r} has only {len(files)} image(s): add some")
         order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
         held = max(1, min(1000, len(files) // 10))
         test = [files[i] for i in order[:held]]

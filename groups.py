@@ -1,6 +1,6 @@
 """Groups and their actions: T_g on images, Γ_g on feature maps, and the bundles z(g⁻¹·g0).
 
-Keller, Suau & Zappella, *Homomorphic Self-Supervised Learning* (2022), Sections 2 and 3.
+Keller, Suau & Zappella, *Homomorphic Self-Supervised Learning* (2023), Sections 2 and 3.
 Needs no sibling: you can copy this file alone.
 
     x = torch.rand(8, 1, 29, 29)

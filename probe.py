@@ -6,7 +6,7 @@ Needs four siblings: backbones.py, data.py, groups.py, losses.py (and what they 
 
 Distances and retrieval, on up to 1,000 test images, for each g other than e:
     invariance   ‖f(T_g x)(g0) - f(x)(g0)‖        the change under g; null: 1, two different images
-    equation1    ‖f(T_g x)(g0) - f(x)(g⁻¹·g0)‖    the error of Eq. 1; null: invariance
+    equation1    ‖f(T_g x)(g0) - f(x)(g⁻¹·g0)‖    how far Γ_g misses; null: invariance
     axis         ‖f(x)(g⁻¹·g0) - f(x)(g0)‖        how much the slots of one map differ
     retrieval    per cent of images that are the nearest of all to their changed copy, by f
     bins         the same with eight grey values counted in the image, without a network
@@ -172,14 +172,17 @@ def encode(f, classifier, x, device, dtype=None, group=None, batch=256, quiet=Tr
 
 def linear_accuracy(train_v, train_y, *tests):
     """Logistic regression on standardised features, converged, C chosen on a fifth of the training
-    images.
+    images (1 if too few are left for that).
 
     train_v, train_y  (N, C) and (N,)
     tests             pairs of features (M, C) and labels (M,)
     Returns the accuracy on each test in per cent."""
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
     grid = {"logisticregression__C": (0.001, 0.01, 0.1, 1.0, 10.0)}
-    model = GridSearchCV(model, grid, cv=ShuffleSplit(1, test_size=0.2, random_state=0))
+    split = ShuffleSplit(1, test_size=0.2, random_state=0)
+    learned, _ = next(split.split(train_v))
+    if len(train_y[learned].unique()) > 1:
+        model = GridSearchCV(model, grid, cv=split)
     with threadpool_limits(1):  # with two threads it takes four times as long
         model.fit(train_v.double().numpy(), train_y.numpy())
     return [100 * model.score(v.double().numpy(), y.numpy()) for v, y in tests]
@@ -225,14 +228,15 @@ def evaluate(f, classifier, group, images, device, dtype=None, most=None, quiet=
     fed    False: leave a BatchNorm that has seen no image as it is"""
     f.eval()
     classifier.eval()
-    train_x, train_y = images.train_x[:most], images.train_y
+    train_x = images.train_x[:most]
+    train_y = None if images.train_y is None else images.train_y[:most]
     if fed:
         feed(f, classifier, images.train_x, device, dtype)
     x = images.test_x[:1000].to(device, torch.get_default_dtype()) / 255
     on_images, elements, g0 = study(f, group, x.shape[-1])
     found = distances(f, x, on_images, elements.to(device), g0.to(device))
     if train_y is not None and len(train_y.unique()) > 1:
-        train_y, test_y = train_y[:most], images.test_y
+        test_y = images.test_y
         train = encode(f, classifier, train_x, device, dtype, quiet=quiet)
         test = encode(f, classifier, images.test_x, device, dtype, quiet=quiet)
         changed = encode(f, classifier, images.test_x, device, dtype, group, quiet=quiet)
@@ -318,7 +322,7 @@ def network(config, images):
     return f, h, classifier, pairs, acts
 
 
-def open_run(folder, data_dir="data"):
+def open_run(folder, data_dir=None):
     """A run of train.py → f and the classifier with its weights, the group that acts on images,
     the images, and the settings with step and steps.  Raises UsageError."""
     path = os.path.join(folder, "checkpoint.pt")
@@ -330,6 +334,7 @@ def open_run(folder, data_dir="data"):
         raise UsageError(
             f"{folder} holds no run ({type(error).__name__}): name a folder that train.py wrote"
         ) from None
+    data_dir = data_dir or saved["data_dir"]
     images = data.load(config["dataset"], data_dir, *chosen)
     if data.fingerprint(images.train_x) != saved["images"]:
         print("note: these are not the images of the training", file=sys.stderr)
@@ -378,7 +383,7 @@ def draw_curves(folder):
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("run", help="a run folder of train.py")
-    p.add_argument("--data-dir", default="data", help="folder of the images (default data)")
+    p.add_argument("--data-dir", help="folder of the images (default: that of the training)")
     p.add_argument("--probe-size", type=int, metavar="N", help="learn on N images (default all)")
     args = p.parse_args(argv)
     f, classifier, acts, images, config = open_run(args.run, args.data_dir)

@@ -7,16 +7,19 @@
 A run is a folder: metrics.jsonl (one JSON object a line), checkpoint.pt, and at the end result.json
 and curves.png.  Stop it as you like (Ctrl-C, kill -9, a lost machine): the same command goes on
 from its last checkpoint.  The presets of mnist, cifar10 and tiny-imagenet are those of Keller,
-Suau & Zappella (2022), Appendix B.
+Suau & Zappella (2023), Appendix B.
 
 Batches are drawn with (seed, epoch), everything else with (seed, step), for the whole batch, and
 each process takes its share.  BatchNorm and negatives are over all processes.  So N processes
-compute what one would, and a continued run what an unbroken one would (bit for bit on a CPU with
-the same number of threads).
+compute what one would (the log shows the first one's share), and a continued run what an unbroken
+one would (bit for bit on a CPU with the same number of threads).
 """
 
 import argparse
+import contextlib
 import copy
+import ctypes
+import datetime
 import json
 import math
 import os
@@ -75,10 +78,10 @@ NUMBERS = {  # type, default, smallest, meaning
     "width": (float, 1.0, 1e-3, "factor for every number of channels"),
     "functions": (int, None, 1, "basis functions of the first layer (default all)"),
     "epsilon": (float, 0.0, 0, "break Eq. 1 by so much, relative to the weights"),
-    "epochs": (int, None, 0, "passes over the images (default: by data set, see below)"),
-    "batch-size": (int, None, 2, "images in a step, over all processes (likewise)"),
-    "lr": (float, None, 0, "the peak rate is lr * batch size / 256 (likewise)"),
-    "warmup-epochs": (float, None, 0, "epochs of linear warm-up (likewise)"),
+    "epochs": (int, None, 0, "passes over the images (default of these four: see below)"),
+    "batch-size": (int, None, 2, "images in a step, over all processes"),
+    "lr": (float, None, 0, "the peak rate is lr * batch size / 256"),
+    "warmup-epochs": (float, None, 0, "epochs of linear warm-up"),
     "weight-decay": (float, 1e-4, 0, "not for biases and norms"),
     "seed": (int, 0, 0, "of weights, batches, group elements and --train-size"),
     "probe-epochs": (int, 0, 0, "also measure every N epochs, for metrics.jsonl"),
@@ -130,7 +133,7 @@ def parse(argv=None):
 
     learns = args.loss in ("hssl", "assl")
     structured = args.backbone == "equivariant"
-    used = dict(  # a flag that would change nothing is refused
+    used = dict(  # a flag of the loss or network that would change nothing is refused
         augment=args.loss != "frozen",
         objective=learns,
         tau=learns and args.objective not in ("byol", "simsiam"),
@@ -268,6 +271,11 @@ def start(wanted=None):
     if not there.get(name):
         raise UsageError(f"--device {name} is not there: take {[k for k, v in there.items() if v]}")
     device = torch.device(name)
+    if name == "cpu":
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+            # Let glibc keep freed memory: else each step gives it back, and faults its pages again.
+            ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
+            ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     if name == "cuda":
         if local >= torch.cuda.device_count():
             raise UsageError(f"process {local} has no GPU: start one for each of them at most")
@@ -275,7 +283,9 @@ def start(wanted=None):
         torch.cuda.set_device(device)
     if world > 1:
         backend = "nccl" if name == "cuda" else "gloo"
-        dist.init_process_group(backend, device_id=device if name == "cuda" else None)
+        wait = datetime.timedelta(days=1)  # the first process may download, or measure
+        gpu = device if name == "cuda" else None
+        dist.init_process_group(backend, timeout=wait, device_id=gpu)
     return rank, local, world, device
 
 
@@ -284,7 +294,7 @@ def precision(amp, device):
     if amp == "auto" and device.type == "cuda":
         amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     elif amp == "auto":
-        found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        found = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
         amp = "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "off"
     return {"off": "float32", "bf16": "bfloat16", "fp16": "float16"}[amp]
 
@@ -361,8 +371,8 @@ def lock(folder):
 
 
 def note_signals():
-    """A list that gets the number and time of the first TERM, INT or HUP.  A later one ends the
-    process at once, also while it hangs in a collective: so a thread hears them."""
+    """A list that gets the number and time of the first TERM, INT or HUP.  More than a second later
+    another one ends the process at once, even in a hanging collective: so a thread hears them."""
     came = []
     hear, tell = os.pipe()
     os.set_blocking(tell, False)
@@ -383,7 +393,7 @@ def note_signals():
     return came
 
 
-def fit_into_memory(model, args, x, share, device, dtype):
+def fit_into_memory(model, args, x, share, device, dtype, world=1):
     """Let the layers compute again, in the backward pass, what would not fit if it were kept.
 
     x      (2, C_in, H, W); we count what a copy of the model keeps for these two, and for four
@@ -393,6 +403,7 @@ def fit_into_memory(model, args, x, share, device, dtype):
         memory = torch.cuda.get_device_properties(device).total_memory
     elif hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory /= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # the processes of this machine
     else:
         return
 
@@ -416,10 +427,10 @@ def fit_into_memory(model, args, x, share, device, dtype):
         each = (kept(torch.cat([x, x])) - two) / 2  # bytes for one image more
         if two + each * (share - 2) < 0.7 * memory:
             return
-    fits = int((0.7 * memory - two) / each) + 2
+    fits = max(2, int((0.7 * memory - two) / each) + 2)
     raise UsageError(
         f"{share} images in each process need {each * share / 2**30:.1f} GiB, and there are "
-        f"{memory / 2**30:.1f}: take --batch-size {fits} for each process, or a smaller --width"
+        f"{memory / 2**30:.1f}: take --batch-size {fits * world}, or a smaller --width"
     )
 
 
@@ -498,7 +509,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     y = y.to(device)  # (N,)
     share = slice(rank * args.batch_size // world, (rank + 1) * args.batch_size // world)
     if steps:
-        fit_into_memory(model, args, x[:2] / 255, share.stop - share.start, device, dtype)
+        fit_into_memory(model, args, x[:2] / 255, share.stop - share.start, device, dtype, world)
     say(
         f"{args.loss} on {args.dataset}: {n:,} images of {x.shape[-1]} px, group {args.group}, "
         f"{args.backbone}, {parameters:,} parameters; batch {args.batch_size} over {world} "
@@ -507,10 +518,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     if 0 < steps <= warmup:
         say(f"note: --warmup-epochs {args.warmup_epochs:g}: the rate never reaches {peak:.3g}")
 
-    kept = (
-        "the last checkpoint is kept: take a smaller --lr, more --warmup-epochs or --amp off, and "
-        "another --out"
-    )
+    kept = "the last checkpoint is kept: take a smaller --lr or --amp off, and another --out"
 
     def save_run():
         if not all(value.isfinite().all() for value in model.state_dict().values()):
@@ -525,8 +533,9 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     if rank == 0:
         os.makedirs(args.out, exist_ok=True)
         held = lock(args.out)  # noqa: F841  open until the end
-        if not saved and load_run(args):
-            raise UsageError(f"another process has just begun {args.out}: start again")
+        there = load_run(args)
+        if (there["step"] if there else 0) != step:
+            raise UsageError(f"another process has just gone on with {args.out}: start again")
         if not saved:
             save_run()  # before the log, so that a folder with a log can always go on
         log = open_log(os.path.join(args.out, "metrics.jsonl"), step)
@@ -579,12 +588,13 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
             line = dict(step=step, epoch=step / per_epoch, loss=loss.item(), seconds=seconds)
             line["lr"] = optimizer.param_groups[0]["lr"]
             log.write(json.dumps(line | measure(model, acts, y1, y2, x)) + "\n")
-            log.flush()  # before the checkpoint: what it has seen is in the log
+            log.flush()
+            os.fsync(log.fileno())  # before the checkpoint: what it has seen is in the log
         if ends or stop or time.perf_counter() - saved_at > 600:
             save_run()
             saved_at = time.perf_counter()
         if ends and bar.disable and not stop:
-            print(f"epoch {epoch + 1} of {args.epochs}   loss {loss.item():.3f}   {seconds:.0f} s")
+            say(f"epoch {epoch + 1} of {args.epochs}   loss {loss.item():.3f}   {seconds:.0f} s")
         if args.probe_epochs and step % (args.probe_epochs * per_epoch) == 0 and not stop:
             paused = time.perf_counter()
             copies = copy.deepcopy((f, classifier))  # measuring changes modes and BatchNorm
@@ -656,6 +666,6 @@ def open_log(path, step):
 if __name__ == "__main__":
     try:
         main()
-    except UsageError as error:  # what the user can mend, in one line
+    except (UsageError, OSError) as error:  # what the user can mend, in one line
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
