@@ -52,7 +52,7 @@ def dot_plot(ax, frame, measure, arms):
 
 def read_outs(frames, title):
     """One column for each {title: rows}: linear classifiers on one slot (above), all (below)."""
-    figure, axes = plt.subplots(2, len(frames), figsize=(4.3 * len(frames), 6))
+    figure, axes = plt.subplots(2, len(frames), figsize=(max(7.5, 4.3 * len(frames)), 6))
     for column, (name, frame) in zip(axes.T.reshape(-1, 2), frames.items()):
         arms = list(dict.fromkeys(frame["arm"]))
         for ax, measure in zip(column, ("linear_one", "linear_all")):

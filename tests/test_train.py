@@ -457,7 +457,7 @@ def test_jets_are_computed_again_only_where_memory_is_small(memory):
     with pytest.raises(train.UsageError) as caught:
         fit(0.7 * little)
     told = str(caught.value)
-    number = int(told.split("--batch-size ")[1].split()[0])
+    number = int(told.split("--batch-size ")[1].split(",")[0])
     assert "\n" not in told and 50 < number < 80
     fit(0.7 * little, number)  # it fits
     for name, value in model.state_dict().items():
