@@ -27,6 +27,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 import zipfile
 
 import torch
@@ -544,7 +545,9 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     signals = note_signals()
     wrapped = model
     if world > 1 and steps:
-        wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+        with warnings.catch_warnings():  # newer torch has another name for broadcast_buffers
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     bar = tqdm(total=steps, initial=step, unit="step", disable=rank > 0 or not sys.stderr.isatty())
     started = time.perf_counter() - seconds
     saved_at = time.perf_counter()
