@@ -269,7 +269,7 @@ def mix(y, w, rows, cols, bias):
     y = torch.matmul(cols.flatten(0, 1), y)  # (N·H', W'·e, e·C)
     y = y.view(n, out_height, -1, e * e * c)  # (N, H', W', e²·C)
     w = w.permute(0, 3, 2, 1).flatten(1)  # (C_out, e²·C): b, a, C in this order, as in y
-    return F.linear(y, w, bias).permute(0, 3, 1, 2)
+    return F.conv2d(y.permute(0, 3, 1, 2), w[..., None, None], bias)
 
 
 def band(b, size, kernel_size, stride, padding):
