@@ -82,14 +82,14 @@ def distances(f, x, group, elements, g0):
     def rms(a):  # (B, |g0|·C) → ()
         return a.pow(2).sum(1).mean().sqrt()
 
-    with torch.backends.cudnn.flags(
-        allow_tf32=False
-    ):  # it would make an exact network look inexact
+    # TF32 would make an exact network look inexact.  (`flags` turns off cuDNN unless told.)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         here = read(x, g0)  # (B, |g0|·C)
         spread = 2 * here.var(0, correction=0).sum()  # the mean of ‖a_i - a_k‖² over all i, k …
         two_images = (spread * len(x) / max(1, len(x) - 1)).sqrt()  # … and over i ≠ k
         collapsed = bool(two_images <= 8 * torch.finfo(x.dtype).eps * rms(here))
         keys = F.normalize(here)
+        grey = grey_bins(x)
         found = {name: [] for name in CHANGE}
         for g in elements:
             changed = group.T(x, g.expand(len(x)))  # (B, C_in, H, W)
@@ -101,7 +101,7 @@ def distances(f, x, group, elements, g0):
             for name, (a, b) in pairs.items():
                 found[name].append(None if collapsed else float(rms(a - b) / two_images))
             found["retrieval"].append(share_found(F.normalize(moved) @ keys.T))
-            found["bins"].append(share_found(-torch.cdist(grey_bins(changed), grey_bins(x), p=1)))
+            found["bins"].append(share_found(-torch.cdist(grey_bins(changed), grey, p=1)))
     return {name: values or None for name, values in found.items()}
 
 
