@@ -10,10 +10,11 @@ A run's arm is its short name, as in CLAIMS.md: "trans, near + jitter".
 import json
 import os
 import re
-from statistics import fmean
 
 import pandas as pd
 from scipy.stats import t as student
+
+from probe import CHANGE, mean_over_g
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 SEEDS = range(10, 15)  # of the primary claims
@@ -22,7 +23,6 @@ LOSSES = {"frozen": "untrained", "hssl": "H-SSL", "assl": "A-SSL", "supervised":
 GROUPS = {"rot": "rotation", "scale": "scale", "trans": "translation"}
 ORDER = ("untrained", "H-SSL", "near", "A-SSL", "shift alone", "jitter alone", "H-SSL + shift")
 ORDER += ("H-SSL + jitter", "near + jitter", "A-SSL + jitter", "supervised")
-PER_G = ("invariance", "equation1", "axis", "retrieval", "bins")  # a value for each g
 
 
 # ---------------------------------------------------------------- rows
@@ -39,23 +39,15 @@ def load(*names):
                 rows += [json.loads(line) | dict(experiment=name) for line in file]
     for row in rows:
         row["arm"] = arm(row)
-        row["error"] = None
-        if defined(row.get("equation1")) and defined(row.get("invariance")):
-            pairs = zip(row["equation1"], row["invariance"])
-            row["error"] = fmean(error / change for error, change in pairs)
-        for name in PER_G:
+        row["error"] = mean_over_g(row, "error") if "equation1" in row else None
+        for name in CHANGE:
             if name in row:
-                row[name] = fmean(row[name]) if defined(row[name]) else None
+                row[name] = mean_over_g(row, name)
     frame = pd.DataFrame(sorted(rows, key=place))
-    for name in ("error", *PER_G):
+    for name in ("error", *CHANGE):
         if name in frame:
             frame[name] = frame[name].astype(float)  # None is NaN
     return frame
-
-
-def defined(values):
-    """Whether a measure has a value for each g."""
-    return bool(values) and None not in values
 
 
 def loss_name(row):
