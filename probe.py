@@ -269,16 +269,24 @@ def report(result):
     columns = {"untrained" if result["loss"] == "frozen" else "trained": result}
     if "untrained" in result:
         columns = {"untrained": result["untrained"]} | columns
+
+    def cell(v):
+        if v is None:
+            return f"{'-':>11}"
+        return f"{v:11.1e}" if 0 < v < 1e-3 else f"{v:11.2f}"
+
     lines = [" " * 20 + "".join(f"{title:>11}" for title in columns) + "   null"]
     for name, label, null in ROWS:
         values = [mean_over_g(found, name) for found in columns.values()]
-        if None in values:
+        if set(values) == {None}:
             continue  # without labels, or without a Γ_g
-        cells = "".join(f"{v:11.1e}" if 0 < v < 1e-3 else f"{v:11.2f}" for v in values)
+        cells = "".join(map(cell, values))
         if name == "retrieval":
             chance = 100 / min(1000, result["test_images"])
             null = f"{chance:.2g} by chance; eight grey values: {mean_over_g(result, 'bins'):.1f}"
         lines.append(f"{label:20}{cells}   {null}".rstrip())
+    if mean_over_g(result, "invariance") is None and result["test_images"] > 1:
+        lines.append("collapsed: all test images have the same features")
     return "\n".join(lines)
 
 

@@ -85,7 +85,7 @@ NUMBERS = {  # type, default, smallest, meaning
     "warmup-epochs": (float, None, 0, "epochs of linear warm-up"),
     "weight-decay": (float, 1e-4, 0, "not for biases and norms"),
     "seed": (int, 0, 0, "of weights, batches, group elements and --train-size"),
-    "probe-epochs": (int, 0, 0, "also measure every N epochs, for metrics.jsonl"),
+    "probe-epochs": (int, 0, 0, "also measure before every N epochs, for metrics.jsonl"),
     "probe-size": (int, None, 2, "learn the read-outs on N training images (default all)"),
 }
 # may differ when a run goes on: where it runs, and what is measured
@@ -371,7 +371,7 @@ def lock(folder):
     return file
 
 
-def note_signals():
+def note_signals(say):
     """A list that gets the number and time of the first TERM, INT or HUP.  More than a second later
     another one ends the process at once, even in a hanging collective: so a thread hears them."""
     came = []
@@ -383,6 +383,8 @@ def note_signals():
             number = os.read(hear, 1)[0]
             if came and time.monotonic() - came[0][1] > 1:  # torchrun sends the first one twice
                 os._exit(128 + number)
+            if not came:
+                say("stopping after this step; another signal ends the process at once")
             came.append((number, time.monotonic()))
 
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):
@@ -542,7 +544,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
         log = open_log(os.path.join(args.out, "metrics.jsonl"), step)
 
     # ---- the loop
-    signals = note_signals()
+    signals = note_signals(say)
     wrapped = model
     if world > 1 and steps:
         with warnings.catch_warnings():  # newer torch has another name for broadcast_buffers
@@ -554,6 +556,12 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     order = None
     stop = 0
     while step < steps and not stop:
+        if rank == 0 and args.probe_epochs and step % (args.probe_epochs * per_epoch) == 0:
+            paused = time.perf_counter()
+            copies = copy.deepcopy((f, classifier))  # measuring changes modes and BatchNorm
+            found = probe.evaluate(*copies, acts, images, device, dtype, args.probe_size)
+            log.write(json.dumps(dict(step=step) | found) + "\n")
+            started += time.perf_counter() - paused  # only the training counts
         epoch = step // per_epoch
         if order is None or step % per_epoch == 0:
             order = torch.randperm(n, generator=seeded(args.seed, epoch, 1))  # (N,)
@@ -598,12 +606,6 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
             saved_at = time.perf_counter()
         if ends and bar.disable and not stop:
             say(f"epoch {epoch + 1} of {args.epochs}   loss {loss.item():.3f}   {seconds:.0f} s")
-        if args.probe_epochs and step % (args.probe_epochs * per_epoch) == 0 and not stop:
-            paused = time.perf_counter()
-            copies = copy.deepcopy((f, classifier))  # measuring changes modes and BatchNorm
-            found = probe.evaluate(*copies, acts, images, device, dtype, args.probe_size)
-            log.write(json.dumps(dict(step=step) | found) + "\n")
-            started += time.perf_counter() - paused  # only the training counts
     bar.close()
     if world > 1:
         dist.destroy_process_group()
@@ -656,12 +658,16 @@ def measure(model, acts, y1, y2, x):
 
 
 def open_log(path, step):
-    """Open metrics.jsonl to append, without the lines of steps that will be repeated."""
-    kept = [json.dumps(dict(argv=sys.argv)) + "\n"]
+    """Open metrics.jsonl to append, without the lines that will be written again."""
+    kept = []
     if os.path.exists(path):
         with open(path) as file:
-            lines = [line for line in file if line.endswith("\n")]
-        kept = [line for line in lines if json.loads(line).get("step", 0) <= step] or kept
+            for line in file:
+                row = json.loads(line) if line.endswith("\n") else dict(step=step + 1)
+                # at `step` itself the loss has been logged, and --probe-epochs measures again
+                if row.get("step", -1) < step or (row["step"] == step and "loss" in row):
+                    kept.append(line)
+    kept = kept or [json.dumps(dict(argv=sys.argv)) + "\n"]
     save(path, lambda file: file.write("".join(kept).encode()))
     return open(path, "a")
 

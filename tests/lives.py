@@ -40,8 +40,8 @@ def life(folder, flags, die=None, how=(signal.SIGKILL,), hang=False, env=None, *
     came = []
     note_signals = train.note_signals
 
-    def note():
-        came.append(note_signals())
+    def note(say):
+        came.append(note_signals(say))
         return came[0]
 
     def fault():
@@ -140,7 +140,21 @@ def at_step(n, fault):
     train.learning_rate = mortal
 
 
-FAULTS = dict(call=at_call, byte=at_byte, replace=at_replace, step=at_step)
+def at_measuring(n, fault):
+    evaluate = probe.evaluate
+    left = n
+
+    def mortal(*more, **named):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            fault()
+        return evaluate(*more, **named)
+
+    probe.evaluate = mortal
+
+
+FAULTS = dict(call=at_call, byte=at_byte, replace=at_replace, step=at_step, measuring=at_measuring)
 
 
 # ---------------------------------------------------------------------------- from the outside

@@ -441,6 +441,15 @@ def test_the_report_leaves_out_what_has_no_meaning():
     assert [line[:8] for line in unlabelled[1:]] == ["error of", "change u", "finds it"]
 
 
+def test_the_report_says_so_if_all_features_are_equal():
+    collapsed = FOUND | dict(invariance=[None] * 2, equation1=[None] * 2)
+    lines = probe.report(collapsed | dict(untrained=FOUND)).splitlines()
+    assert lines[1].split() == ["error", "of", "Eq.", "1", "0.15", "-", "1"]
+    assert lines[-1] == "collapsed: all test images have the same features"
+    assert "collapsed" in probe.report(collapsed)
+    assert "collapsed" not in probe.report(FOUND | dict(untrained=collapsed))
+
+
 # ------------------------------------------------------------------------------ a run's folder
 @pytest.fixture(scope="module")
 def unlabelled(nursery, tmp_path_factory):
