@@ -101,11 +101,12 @@ def mean_std(x):
     stds = []
     level = torch.arange(256, dtype=torch.float64) / 255  # (256,)
     for channel in x.transpose(0, 1):
-        share = (
-            torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
-        )  # (256,)
-        means.append(float((share * level).sum()))
-        stds.append(max(1 / 255, float((share * (level - means[-1]) ** 2).sum()) ** 0.5))
+        count = torch.bincount(channel.flatten(), minlength=256).double()  # (256,)
+        share = count / channel.numel()
+        mean = (share * level).sum()
+        variance = (share * (level - mean) ** 2).sum()
+        means.append(float(mean))
+        stds.append(max(1 / 255, float(variance**0.5)))
     return means, stds
 
 
@@ -141,10 +142,9 @@ def jitter(x, u, strength=None):
     shear = 0.15 * s[:, 2]  # (B,)
     cos = angle.cos() / size  # (B,)
     sin = angle.sin() / size  # (B,)
-    row1 = torch.stack(
-        [cos, cos * shear - sin, s[:, 3] * 4 / 29], 1
-    )  # (B, 3): 2 is the whole width
-    row2 = torch.stack([sin, sin * shear + cos, s[:, 4] * 4 / 29], 1)  # (B, 3)
+    right, down = (s[:, 3:5] * 4 / 29).T  # (B,) twice: 2 is the whole width
+    row1 = torch.stack([cos, cos * shear - sin, right], 1)  # (B, 3)
+    row2 = torch.stack([sin, sin * shear + cos, down], 1)  # (B, 3)
     grid = F.affine_grid(torch.stack([row1, row2], 1), x.shape, align_corners=False)  # (B, H, W, 2)
     x = F.grid_sample(x, grid, align_corners=False)  # bilinear, 0 outside
     thick = F.max_pool2d(x, 3, stride=1, padding=1)

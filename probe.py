@@ -347,14 +347,13 @@ def open_run(folder, data_dir=None):
     if data.fingerprint(images.train_x) != saved["images"]:
         print("note: these are not the images of the training", file=sys.stderr)
     f, _, classifier, _, acts = network(config, images)
-    weights = saved["model"]
-    fresh = (
-        classifier.state_dict()
-    )  # its linear layer is fitted anew, so other classes are no matter
+    # the classifier's linear layer is fitted anew, so that other classes are no matter
+    weights = {f"classifier.{k}": v for k, v in classifier.state_dict().items() if "linear" in k}
+    weights = saved["model"] | weights
     try:
-        f.load_state_dict({k[2:]: v for k, v in weights.items() if k.startswith("f.")})
-        old = {k[11:]: v for k, v in weights.items() if k.startswith("classifier.")}
-        classifier.load_state_dict(old | {k: v for k, v in fresh.items() if "linear" in k})
+        for name, part in (("f.", f), ("classifier.", classifier)):
+            own = {k: v for k, v in weights.items() if k.startswith(name)}
+            part.load_state_dict({k.removeprefix(name): v for k, v in own.items()})
     except RuntimeError:
         raise UsageError(
             f"the network of {folder} does not fit the images in {data_dir!r}: name the --data-dir "
@@ -396,10 +395,8 @@ def main(argv=None):
     args = p.parse_args(argv)
     f, classifier, acts, images, config = open_run(args.run, args.data_dir)
     if config["step"] < config["steps"]:
-        told = (
-            f"note: {config['step']} of {config['steps']} steps are done; train.py goes on with it"
-        )
-        print(told, file=sys.stderr)
+        done = f"{config['step']} of {config['steps']} steps are done"
+        print(f"note: {done}; train.py goes on with it", file=sys.stderr)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = None if config["precision"] == "float32" else getattr(torch, config["precision"])
     f.to(device)

@@ -11,9 +11,7 @@ BATCHES = "--batch-size 256 --warmup-epochs 0.25 "
 MNIST = "--dataset mnist --train-size 10000 --test-size 5000 --epochs 9 " + BATCHES
 PLAIN = "--lr 2 "  # as pilot_rates decided
 JITTER = "--augment jitter --lr 4 "  # likewise
-ALONE = (
-    JITTER + "--loss hssl --max-distance 0 "
-)  # both views from the same slot: the null of what slots add
+ALONE = JITTER + "--loss hssl --max-distance 0 "  # one slot twice: the null of what slots add
 NEAR = "--loss hssl --max-distance 1 "  # translation: neighbours only
 TINY = "--dataset tiny-imagenet --train-size 20000 --width 0.125 --epochs 10 --lr 2 " + BATCHES
 EPOCH = "--dataset mnist --group scale --epochs 1 --batch-size 128 --lr 2 --warmup-epochs 0.1 "
