@@ -25,12 +25,12 @@ from gconv import GConv, fold, unfold
 class Backbone(nn.Module):
     """A network f: images (B, C_in, H, W) → z (B, C, G, H', W'), and the fibers read off z.
 
-    group            the group that acts on z, or Numbered(n): n slots on which none acts
-    order, channels  G (1 for translation, whose slots are positions) and C
-    pool             how a fiber is pooled over space: "mean" (Appendix B) or "max"
-    independent      whether f(x, elements) can compute some slots alone
-    sampled          True: `bundle` computes only the slots that are asked for.  False: all, and
-                     it picks.  BatchNorm learns from what is computed.  You may set it
+    group        the group that acts on z, or Numbered(n): n slots on which none acts
+    channels     C
+    pool         how a fiber is pooled over space: "mean" (Appendix B) or "max"
+    independent  whether f(x, slots) can compute some slots alone
+    sampled      True: `bundle` computes only the slots that are asked for.  False: all, and it
+                 picks.  BatchNorm learns from what is computed.  You may set it
     """
 
     pool = "mean"
@@ -40,7 +40,7 @@ class Backbone(nn.Module):
     def bundle(self, x, base):
         """The fiber bundle f(x)(base).
 
-        x (B, C_in, H, W), base (B, …, n) long: slots of each image → (B, …, n·C), in base's order.
+        x (B, C_in, H, W), base (B, …, n) long: base spaces of each image → (B, …, n·C).
         ValueError if these do not fit.
         """
         order = self.group.order
@@ -51,14 +51,13 @@ class Backbone(nn.Module):
             raise ValueError(f"slots {asked} of 0 … {order - 1}: see groups.pairs")
         slots = base.flatten(1)  # (B, m), on the CPU in training: nothing waits for a GPU
         if self.sampled:
-            fibers = self.read(self(x, slots))  # (B, m, C)
+            bundles = self.read(self(x, slots)).flatten(1)  # (B, m·C)
         else:
             fibers = self.read(self(x))  # (B, |G|, C)
             if fibers.shape[1] != order:
                 raise ValueError(f"{fibers.shape[1]} fibers, and the group {order} elements")
-            fibers = groups.bundle(fibers, slots.to(x.device))  # (B, m·C)
-            fibers = fibers.unflatten(1, (slots.shape[1], -1))
-        return fibers.unflatten(1, base.shape[1:]).flatten(-2)
+            bundles = groups.bundle(fibers, slots.to(x.device))  # (B, m·C)
+        return bundles.unflatten(1, (*base.shape[1:-1], -1))
 
     def read(self, z):
         """All fibers of z (B, C, G, H', W'): (B, |G|, C)."""
@@ -76,7 +75,7 @@ class ConvNet(Backbone):
         """Set what follows from the layers, once they are there.  lifting: the first of them."""
         self.geometry = geometry_of(self)
         self.stride = math.prod(stride for _, stride, _ in self.geometry)
-        self.order = lifting.order
+        self.lifted = lifting.order  # G, the length of the lifted axis
         self.rotations = lifting.rotations
         if group is not None:
             self.group = group
@@ -88,8 +87,8 @@ class ConvNet(Backbone):
             self.group = groups.Scale(lifting.scales)
         else:
             self.group = self.translations(size)
-        if self.order != (1 if self.group.spatial else self.group.order):
-            raise ValueError(f"{self.order} slots, but a group of {self.group.order} elements")
+        if self.lifted != (1 if self.group.spatial else self.group.order):
+            raise ValueError(f"{self.lifted} slots, but a group of {self.group.order} elements")
         self.independent = extent == 1 and not self.group.spatial
         self.sampled = self.independent
 
@@ -98,13 +97,13 @@ class ConvNet(Backbone):
         positions, _ = passes(size, self.geometry)
         return groups.Translation(positions, positions, self.stride)
 
-    def forward(self, x, elements=None):
-        """x (B, C_in, H, W), slots (B, n) or None for all → z (B, C, n, H', W').
+    def forward(self, x, slots=None):
+        """x (B, C_in, H, W), slots (B, n) long or None for all → z (B, C, n, H', W').
 
-        ValueError for `elements` if f needs all slots.  Warns of sizes at which a stride is not
+        ValueError for slots if f needs all of them.  Warns of sizes at which a stride is not
         exact: it takes other positions from the turned image.
         """
-        if elements is not None and not self.independent:
+        if slots is not None and not self.independent:
             raise ValueError("this network needs all slots: call f(x), and set f.sampled = False")
         for size in x.shape[-2:]:
             if self.rotations > 1 and not passes(size, self.geometry)[1]:
@@ -116,7 +115,7 @@ class ConvNet(Backbone):
                     f"the whole network are {above - self.stride} and {above} px",
                     stacklevel=1,
                 )
-        y, axis = fold(self.normalise(x), self.order, elements)  # (N, C_in, H, W), N = B·n
+        y, axis = fold(self.normalise(x), self.lifted, slots)  # (N, C_in, H, W), N = B·n
         return unfold(self.folded(y, axis), axis)
 
 
@@ -151,8 +150,8 @@ class MNISTNet(ConvNet):
 
     scales, rotations, extent, conv  of the layers, and their class: see GConv
     width, c_in, normalise           factor for all channels; channels of the images; first module
-    functions    basis functions of the first layer along each axis, by default all 11.  With the
-                 six scales more than nine do not fit on 7 pixels (notebook 02)
+    functions    basis functions of the first layer along each axis, by default all 11.  The two
+                 smallest of the six scales have 7 pixels, where only seven are independent
     pool, group  see Backbone.  None: the group of scales and rotations, or else the translations
                  for 29 px (for other sizes set f.group = f.translations(size))
     """
@@ -286,8 +285,6 @@ class Normalise(nn.Module):
 class MLP(Backbone):
     """Fully connected 784, 1024, 2048 (times the width), read as 16 slots: z (B, 128, 16, 1, 1)."""
 
-    order = 16
-
     def __init__(self, pixels, normalise=None, width=1.0):
         super().__init__()
         self.group = groups.Numbered(16)
@@ -311,11 +308,10 @@ class CNN(Backbone):
         width = order * scaled(c, width) / c  # so that `order` divides the channels
         self.net = network(kind, width=width, c_in=c_in, normalise=normalise, conv=PlainConv)
         self.group = groups.Numbered(order)
-        self.order = order
         self.channels = self.net.channels // order
 
     def forward(self, x):
-        z = self.net(x)[:, :, 0].unflatten(1, (self.order, self.channels))
+        z = self.net(x)[:, :, 0].unflatten(1, (self.group.order, self.channels))
         return z.transpose(1, 2)  # (B, C, order, H', W')
 
 
@@ -460,16 +456,16 @@ def build(
         f = network(kind, c_in=c_in, functions=functions, pool=pool, **axis, **inside)
     elif backbone == "mlp":
         f = MLP(c_in * size * size, **inside)
-        kind = "mnist"
     elif group == "scale":
         f = CNN(kind, c_in=c_in, **inside)
     else:
         raise ValueError("the backbone 'cnn' emulates six scales: it goes with --group scale")
 
-    sizes, norm_input = HEADS[kind]
+    like = "mnist" if backbone == "mlp" else kind  # whose head and classifier
+    sizes, norm_input = HEADS[like]
     h = Head(base_size * f.channels, [scaled(n, width) for n in sizes], norm_input)
-    c = f.channels if structured else f.order * f.channels
-    if kind == "mnist":
+    c = f.channels if structured else f.group.order * f.channels
+    if like == "mnist":
         classifier = MNISTClassifier(c, classes, **axis, convolve=backbone != "mlp")
     else:
         classifier = ResNetClassifier(c, classes)

@@ -54,8 +54,8 @@ def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
         he = [torch.ones_like(u), u]
         for n in range(1, effective_size):
             he.append(u * he[n] - n * he[n - 1])  # He_(n+1) = u·He_n - n·He_(n-1)
-        he = torch.stack(he[:effective_size])  # (e, k_s)
-        bases.append(he * torch.exp(-(u**2) / 2) / s)
+        bell = torch.exp(-(u**2) / 2)
+        bases.append(torch.stack(he[:effective_size]) * bell / s)  # (e, k_s)
     norm = bases[0].norm(dim=1, keepdim=True)  # (e, 1)
     if not norm.all():
         raise ValueError(f"at scale {scales[0]} the filter is 1 px wide: enlarge kernel_size")
@@ -91,7 +91,7 @@ class GConv(nn.Module):
     `neighbours` too if the extent is above 1 (notebook 05).
     """
 
-    order = None  # |G|; None: the number of scales times that of rotations
+    order = None  # |G|, the number of slots; None: the number of scales times that of rotations
     jets_above = 1000  # C_out·k² above which W·(B ∗ y) is the cheaper form (results/bench.py)
     recompute = None  # whether the backward pass computes the jets again; None: on CUDA
 
@@ -152,15 +152,17 @@ class GConv(nn.Module):
         return g // self.rotations
 
     def neighbours(self, g):
-        """The pairs (k, g·k) that the filter at g spans: k < extent, and g·k exists."""
-        found = [(0, g)]
-        if self.extent > 1 and self.order != len(self.scales) * self.rotations:
+        """The slots g·k that the filter at g spans: k = 0, 1, … extent-1, as far as they exist."""
+        if self.extent == 1:
+            return [g]
+        if self.order != len(self.scales) * self.rotations:
             raise NotImplementedError("with extent > 1 another group needs its own neighbours(g)")
         s, r = divmod(g, self.rotations)
-        for k in range(1, self.extent):
+        found = []
+        for k in range(self.extent):
             ds, dr = divmod(k, self.rotations)
             if s + ds < len(self.scales):
-                found.append((k, (s + ds) * self.rotations + (r + dr) % self.rotations))
+                found.append((s + ds) * self.rotations + (r + dr) % self.rotations)
         return found
 
     # ---- the filter at element g
@@ -170,8 +172,8 @@ class GConv(nn.Module):
 
     def coefficients(self, g):
         """W at element g, the n neighbours side by side: (C_out, n·C_in, e, e)."""
-        w = join([self.weight[:, k] for k, _ in self.neighbours(g)], 1)
-        w = self.turned(w, g)
+        n = len(self.neighbours(g))
+        w = self.turned(self.weight[:, :n].flatten(1, 2), g)
         return w if self.delta is None else w + self.delta[g]
 
     def kernel(self, g):
@@ -179,11 +181,6 @@ class GConv(nn.Module):
         b = self.basis(g)
         with torch.autocast(b.device.type, enabled=False):  # half precision rounds once, later
             return torch.einsum("oiab,ak,bl->oikl", self.coefficients(g), b, b)
-
-    def mixes(self, g):
-        """Whether W·(B ∗ y) is cheaper than (W·B) ∗ y at element g."""
-        e, k = self.basis(g).shape
-        return e < k and self.weight.shape[0] * k * k > self.jets_above
 
     # ---- the convolution
     def forward(self, z, axis=None):
@@ -214,39 +211,40 @@ class GConv(nn.Module):
         if y.dim() != 4 or len(counts) != self.order or not sum(counts) == y.shape[0] > 0:
             raise ValueError(
                 f"counts has {len(counts)} numbers with the sum {sum(counts)}, this layer "
-                f"{self.order} elements, and y the shape {tuple(y.shape)}"
+                f"{self.order} slots, and y the shape {tuple(y.shape)}"
             )
         if min(y.shape[-2:]) + 2 * self.padding < self.kernel_size:
             raise ValueError(f"{tuple(y.shape[-2:])} px, padded, are smaller than the kernel")
-        if self.extent > 1 and (axis.elements is not None or min(counts) < max(counts)):
-            raise ValueError("a filter that spans several elements (extent > 1) needs all of them")
+        if self.extent > 1 and axis.slots is not None:
+            raise ValueError("a filter that spans several slots (extent > 1) needs all of them")
         # Splitting (N, H, W, C) keeps the memory channels last, also that of the gradients.
         parts = [part.permute(0, 3, 1, 2) for part in y.permute(0, 2, 3, 1).split(counts)]
         out = []
         for g, count in enumerate(counts):
             if count:
                 # Side by side as channels, so that the sum over i includes the sum over k.
-                seen = join([parts[h] for _, h in self.neighbours(g)], 1)  # (N_g, n·C_in, H, W)
+                seen = join([parts[h] for h in self.neighbours(g)], 1)  # (N_g, n·C_in, H, W)
                 out.append(self.at(g, seen))  # (N_g, C_out, H', W')
         return join(out, 0)
 
     def at(self, g, y):
         """The convolution at element g: y (N, n·C_in, H, W) → (N, C_out, H', W')."""
-        if self.mixes(g):
+        b = self.basis(g)
+        e, k = b.shape
+        if e < k and self.weight.shape[0] * k * k > self.jets_above:  # W·(B ∗ y) is cheaper
             sizes = self.kernel_size, self.stride, self.padding
-            rows = band(self.basis(g), y.shape[2], *sizes).to(y.dtype)  # (H', e, H)
-            cols = band(self.basis(g), y.shape[3], *sizes).to(y.dtype)  # (W', e, W)
+            rows = band(b, y.shape[2], *sizes).to(y.dtype)  # (H', e, H)
+            cols = band(b, y.shape[3], *sizes).to(y.dtype)  # (W', e, W)
             args = y, self.coefficients(g), rows, cols, self.bias
             recompute = y.is_cuda if self.recompute is None else self.recompute
             if recompute and torch.is_grad_enabled():
                 return checkpoint(mix, *args, use_reentrant=False, preserve_rng_state=False)
             return mix(*args)
-        kernel = self.kernel(g)  # (C_out, n·C_in, k_s, k_s)
-        inner = self.padding - (self.kernel_size - kernel.shape[-1]) // 2  # centred in kernel_size
+        inner = self.padding - (self.kernel_size - k) // 2  # centred in kernel_size
         if inner < 0:
             y = F.pad(y, [inner] * 4)
             inner = 0
-        return F.conv2d(y, kernel, self.bias, self.stride, inner)
+        return F.conv2d(y, self.kernel(g), self.bias, self.stride, inner)  # (W·B) ∗ y
 
 
 def join(parts, dim):
@@ -267,9 +265,9 @@ def mix(y, w, rows, cols, bias):
     y = torch.matmul(rows.flatten(0, 1), y)  # (N, H'·e, W·C)
     y = y.view(-1, e, width, c).transpose(1, 2).reshape(-1, width, e * c)  # (N·H', W, e·C)
     y = torch.matmul(cols.flatten(0, 1), y)  # (N·H', W'·e, e·C)
-    y = y.view(n, out_height, -1, e * e * c)  # (N, H', W', e²·C)
-    w = w.permute(0, 3, 2, 1).flatten(1)  # (C_out, e²·C): b, a, C in this order, as in y
-    return F.conv2d(y.permute(0, 3, 1, 2), w[..., None, None], bias)
+    jets = y.view(n, out_height, -1, e * e * c)  # (N, H', W', e²·C)
+    w = w.permute(0, 3, 2, 1).flatten(1)  # (C_out, e²·C): b, then a, then C, as in the jets
+    return F.conv2d(jets.permute(0, 3, 1, 2), w[..., None, None], bias)
 
 
 def band(b, size, kernel_size, stride, padding):
@@ -290,36 +288,37 @@ class Axis(NamedTuple):
     """Which slots the N images of a folded batch belong to."""
 
     counts: list  # counts[g] images belong to slot g
-    elements: torch.Tensor | None  # (B, n), the slots that were asked for; None: all
+    slots: torch.Tensor | None  # (B, n), those that were asked for; None: all
     back: torch.Tensor | None  # (N,), the index that undoes the sorting
 
 
-def fold(z, order, elements=None):
+def fold(z, order, slots=None):
     """Put the group axis into the batch, sorted by slot: y (N, C, H, W), and how, an Axis.
 
-    z         images (B, C, H, W): one copy for each slot.  Or a feature map (B, C, |G|, H, W)
-    elements  (B, n) long: of each image only these slots, N = B·n.  None: all, N = |G|·B.
-              They may stay on the CPU: then nothing waits for the GPU
+    z      images (B, C, H, W): one copy for each slot.  Or a feature map (B, C, |G|, H, W)
+    order  |G|
+    slots  (B, n) long: of each image only these, N = B·n.  None (for maps always): all, N = |G|·B.
+           They may stay on the CPU: then nothing waits for the GPU
     """
-    everything = Axis([z.shape[0]] * order, None, None)
-    if z.dim() == 5 and elements is None:
-        return z.permute(2, 0, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2), everything
-    z = z.permute(0, 2, 3, 1)  # (B, H, W, C)
-    if elements is None:
-        return z.repeat(order, 1, 1, 1).permute(0, 3, 1, 2), everything
-    flat = elements.flatten()
-    slots = torch.arange(order, device=flat.device)
-    counts = (flat[:, None] == slots).sum(0).tolist()  # the host reads this, and nothing else
-    sorting = flat.argsort(stable=True)
-    image = (sorting // elements.shape[1]).to(z.device, non_blocking=True)
-    back = sorting.argsort().to(z.device, non_blocking=True)
-    y = z.index_select(0, image)  # (N, H, W, C)
-    return y.permute(0, 3, 1, 2), Axis(counts, elements, back)
+    if slots is None:
+        axis = Axis([z.shape[0]] * order, None, None)
+        if z.dim() == 4:
+            y = z.permute(0, 2, 3, 1).repeat(order, 1, 1, 1)  # (N, H, W, C)
+        else:
+            y = z.permute(2, 0, 3, 4, 1).flatten(0, 1)
+    else:
+        flat = slots.flatten()
+        counts = flat.bincount(minlength=order).tolist()  # the host reads this, and nothing else
+        sorting = flat.argsort(stable=True)
+        image = (sorting // slots.shape[1]).to(z.device, non_blocking=True)
+        axis = Axis(counts, slots, sorting.argsort().to(z.device, non_blocking=True))
+        y = z.permute(0, 2, 3, 1).index_select(0, image)  # (N, H, W, C)
+    return y.permute(0, 3, 1, 2), axis  # channels last in memory
 
 
 def unfold(y, axis):
     """Undo `fold`: y (N, C, H', W') → z (B, C, n, H', W'), n = |G| if all were asked for."""
-    if axis.elements is None:
+    if axis.slots is None:
         return y.unflatten(0, (len(axis.counts), -1)).permute(1, 2, 0, 3, 4)
     y = y.permute(0, 2, 3, 1).index_select(0, axis.back)  # (N, H', W', C)
-    return y.unflatten(0, axis.elements.shape).permute(0, 4, 1, 2, 3)
+    return y.unflatten(0, axis.slots.shape).permute(0, 4, 1, 2, 3)

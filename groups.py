@@ -11,11 +11,13 @@ A network f is equivariant (Eq. 1) when f(T_g x) = Γ_g f(x).
 
 Alphabet, used in every file of this repository; docstrings do not repeat these shapes
     x   images                 (B, C_in, H, W)
-    z   feature map f(x)       (B, C, G, H', W')   G slots on the lifted axis (1 for translation)
+    z   feature map f(x)       (B, C, G, H', W')   G = |G|, but 1 for translation
     g   group elements         (B,) long, one for each example, numbered 0 … |G|-1
     g0  base space             (|g0|,) or (B, |g0|) long, an *ordered* list of elements
     fibers                     (B, |G|, C)         z read as a function on the group
     z(g⁻¹·g0)  fiber bundle    (B, |g0|·C)
+    slot g                     where z(g) is found: a place on the lifted axis G, for translation
+                               a position (y, x) of the map
 """
 
 from typing import NamedTuple
@@ -34,7 +36,7 @@ class Group:
     T(x, g)        T_g x: image b changed by g[b].  x (B, …, H, W) → as x
     """
 
-    spatial = False  # fibers are read off the lifted axis, after a mean over space
+    spatial = False  # the slots are on the lifted axis: fibers are pooled over space
 
     def shift_base(self, g, g0):
         """g⁻¹·g0, the base space moved by g: (B, |g0|) long."""
@@ -50,9 +52,9 @@ class Group:
             raise ValueError(f"a feature map of this group is {shape}, not {tuple(z.shape)}")
         base = self.shift_base(g, torch.arange(self.order, device=g.device))  # (B, |G|)
         example = torch.arange(len(z), device=z.device)[:, None]  # (B, 1)
-        z = self.T(z, g).transpose(1, 2)  # (B, |G|, C, H', W')
-        z = z[example, base.clamp(min=0)].masked_fill((base < 0)[..., None, None, None], 0)
-        return z.transpose(1, 2)  # (B, C, |G|, H', W')
+        changed = self.T(z, g).transpose(1, 2)  # (B, |G|, C, H', W')
+        changed = changed[example, base.clamp(min=0)]
+        return changed.masked_fill((base < 0)[..., None, None, None], 0).transpose(1, 2)
 
     def base_space(self, size):
         """The first `size` elements: (size,) long.  ValueError if that is none or all."""
@@ -78,11 +80,11 @@ class Group:
         raise ValueError(f"the distance is 'euclidean' or 'topological', not {metric!r}")
 
     def coordinates(self, g):
-        """(…,) long → (…, n) float64; here n = 1, the number of the slot."""
+        """(…,) long → (…, n) float64; here n = 1, the element's number."""
         return g[..., None].double()
 
     def topological(self, g1, g2):
-        """The number of steps from slot to slot."""
+        """The number of steps from element to element."""
         return (g1 - g2).abs().double()
 
     def augmentations(self, strength=0.2):
@@ -94,14 +96,14 @@ class Translation(Group):
     """Z_H × Z_W: shifts of an H × W grid.  Element (dy, dx) has the number dy·W + dx.
 
     The product is that of the torus, so the group axioms hold.  T and Γ fill the new border with
-    background (0), where the paper says nothing: an action as long as nothing leaves the frame.
+    background, 0 (the paper does not say).  They are actions as long as nothing leaves the frame.
 
     height, width  size of the grid
     stride         pixels for one step of the grid: T moves by stride·(dy, dx), Γ by (dy, dx)
     wrap           roll instead: an action if the image has stride·height × stride·width pixels
     """
 
-    spatial = True  # fibers are the positions of the map: |G| = H'·W'
+    spatial = True  # the slots are the positions of the map: |G| = H'·W'
 
     def __init__(self, height, width, stride=1, wrap=False):
         if min(height, width, stride) < 1:
@@ -112,6 +114,7 @@ class Translation(Group):
         self.wrap = wrap
         self.order = height * width
 
+    # modulo the width a number is its dx
     def product(self, a, b):
         return self.number(a // self.width + b // self.width, a + b)
 
@@ -134,7 +137,7 @@ class Translation(Group):
         return self.move(x, g, self.stride)
 
     def Gamma(self, z, g):
-        """Γ_g z: map b, of any number of slots, moved by signed(g[b]) positions."""
+        """Γ_g z: map b, with any G, moved by signed(g[b]) positions."""
         return self.move(z, g, 1)
 
     def move(self, x, g, step):
@@ -210,7 +213,7 @@ class Rotation(Group):
 
 
 class Chain(Group):
-    """Slots in a row, on which a·b = a + b and g⁻¹·g0 = g0 + g: **not a group**, see Scale."""
+    """Elements in a row, a·b = a + b and g⁻¹·g0 = g0 + g: **not a group**, see Scale."""
 
     def product(self, a, b):
         c = a + b
@@ -224,7 +227,7 @@ class Chain(Group):
 
 
 class Numbered(Chain):
-    """n >= 1 slots on which no group acts: the networks without structure of Table 2."""
+    """n >= 1 slots that are only numbered: no group acts on them (Table 2, without structure)."""
 
     def __init__(self, n):
         if n < 1:
@@ -274,6 +277,20 @@ class Scale(Chain):
         return (log[g1] - log[g2]).abs()
 
 
+def shrink_matrices(size, factors):
+    """The matrices A of T_g along one axis: A x Aᵀ is x shrunk about its centre to 1/factor.
+
+    Row u averages the source pixels around factor·u with a triangle of half-width `factor`, which
+    limits aliasing.  Rows outside the source are 0.  → (len(factors), size, size) float64.
+    """
+    u = torch.arange(size, dtype=torch.float64, device="cpu") - (size - 1) / 2  # (size,), centred
+    factor = torch.tensor(factors, dtype=torch.float64, device="cpu")[:, None, None]  # (S, 1, 1)
+    source = factor * u[:, None]  # (S, size, 1)
+    weight = (1 - (source - u).abs() / factor).clamp(min=0)  # (S, size, size)
+    inside = source.abs() <= size / 2  # (S, size, 1)
+    return weight / weight.sum(-1, keepdim=True).clamp(min=1e-12) * inside
+
+
 class RotationScale(Group):
     """C4 × scale: element (s, r) has the number s·4 + r.  Not a group, see Scale."""
 
@@ -313,13 +330,13 @@ class RotationScale(Group):
 def fibers(z, group, pool="mean"):
     """z read as a function on the group (Section 2): z(g) ∈ R^C for every g.
 
-    For translation each position is an element.  The other groups pool over space: "mean" as in
+    For translation each position is a slot.  The other groups pool over space: "mean" as in
     Appendix B, or "max".  Returns (B, |G|, C).  ValueError for other maps and pools.
     """
     if pool not in ("mean", "max"):
         raise ValueError(f"fibers are pooled by 'mean' or 'max', not {pool!r}")
     if group.spatial and z.shape[2] > 1:
-        raise ValueError(f"fibers of translations need a map with one slot, not {z.shape[2]}")
+        raise ValueError(f"fibers of translations need a map with G = 1, not {z.shape[2]}")
     if group.spatial:
         z = z.flatten(2)  # (B, C, H'·W')
     elif pool == "mean":
@@ -330,7 +347,7 @@ def fibers(z, group, pool="mean"):
 
 
 def bundle(fibers, base):
-    """The fiber bundle z(base) = [z(g) | g ∈ base] ∈ R^(|g0|·C) (Section 2), in the order of base.
+    """The fiber bundle z(base) = [z(g) | g ∈ base] ∈ R^(|g0|·C) (Section 2), as base lists them.
 
     base (B, |g0|) or (1, |g0|) long, all >= 0 → (B, |g0|·C).
     """
@@ -356,19 +373,21 @@ def pairs(group, g0, max_distance=None, metric="euclidean"):
                   same slots, so the caller must change the image
     ValueError if no two different elements are that near, unless max_distance is 0.
     """
-    g = torch.arange(group.order)
-    g = g[group.fits_inside(g, g0)]  # (M,)
-    if len(g) < 2 and max_distance != 0:
+    elements = torch.arange(group.order)
+    elements = elements[group.fits_inside(elements, g0)]  # (M,)
+    if len(elements) < 2 and max_distance != 0:
         raise ValueError(f"a base space of {len(g0)} fits at only one slot, and two are needed")
-    slot = group.shift_base(g, g0[:1])[:, 0]  # (M,): the first of each bundle
-    d = group.distance(slot[:, None], slot, metric)  # (M, M)
+    first = group.shift_base(elements, g0[:1])[:, 0]  # (M,): where each bundle begins
+    d = group.distance(first[:, None], first, metric)  # (M, M)
     allowed = d <= (torch.inf if max_distance is None else max_distance)
     counts = allowed.sum(1)  # (M,)
     if max_distance != 0 and counts.max() < 2:
         nearest = f"the nearest are {d[d > 0].min():.3g} apart"
         raise ValueError(f"no two elements are within a distance of {max_distance}: {nearest}")
-    partners = torch.where(allowed, g, group.order).sort(1).values[:, : counts.max()]  # (M, K)
-    return Pairs(g, partners.where(partners < group.order, -1), counts)
+    partners = torch.full((len(elements), counts.max()), -1)  # (M, K)
+    filled = torch.arange(counts.max()) < counts[:, None]  # (M, K)
+    partners[filled] = elements.expand_as(allowed)[allowed]  # both row by row
+    return Pairs(elements, partners, counts)
 
 
 def sample(drawn_from, batch, generator=None):
@@ -377,17 +396,3 @@ def sample(drawn_from, batch, generator=None):
     i = torch.randint(len(elements), (batch,), generator=generator)
     u = torch.rand(batch, dtype=torch.float64, generator=generator)  # in [0, 1)
     return elements[i], partners[i, (u * counts[i]).long()]
-
-
-def shrink_matrices(size, factors):
-    """The matrices A of T_g along one axis: A x Aᵀ is x shrunk about its centre to 1/factor.
-
-    Row u averages the source pixels around factor·u with a triangle of half-width `factor`, which
-    limits aliasing.  Rows outside the source are 0.  → (len(factors), size, size) float64.
-    """
-    u = torch.arange(size, dtype=torch.float64, device="cpu") - (size - 1) / 2  # (size,), centred
-    factor = torch.tensor(factors, dtype=torch.float64, device="cpu")[:, None, None]  # (S, 1, 1)
-    source = factor * u[:, None]  # (S, size, 1)
-    weight = (1 - (source - u).abs() / factor).clamp(min=0)  # (S, size, size)
-    inside = source.abs() <= size / 2  # (S, size, 1)
-    return weight / weight.sum(-1, keepdim=True).clamp(min=1e-12) * inside

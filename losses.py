@@ -55,16 +55,15 @@ def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
         y = y.to(torch.promote_types(y.dtype, torch.float32))
         if W is None:
             y = F.normalize(y, dim=-1)
-        others, first = gather(y)  # (2, N, D): the candidates yl_k; image i is number first + i
-        if W is not None:
-            y = y @ W.to(y)
-        y = y / tau  # (2, B, D): the anchors yj_i
-        b, n = y.shape[1], others.shape[1]
+        candidates, first = gather(y)  # (2, N, D): yl_k; here image i is number first + i
+        anchors = y if W is None else y @ W.to(y)
+        anchors = anchors / tau  # (2, B, D): yj_i
+        b, n = anchors.shape[1], candidates.shape[1]
         if n < 2 and denominator == "paper":
             raise ValueError("Eq. 2 compares with other images: it needs at least two examples")
 
-        positive = (y * others[:, first : first + b].flip(0)).sum(-1)  # (2, B)
-        logits = y.flatten(0, 1) @ others.flatten(0, 1).T  # (2B, 2N)
+        positive = (anchors * candidates[:, first : first + b].flip(0)).sum(-1)  # (2, B)
+        logits = anchors.flatten(0, 1) @ candidates.flatten(0, 1).T  # (2B, 2N)
         logits = logits.view(2, b, 2, n)  # j, i, l, k
         # A logit of -∞ adds e^-∞ = 0 and has no gradient.  So we write it behind autograd's back:
         # masked_fill would copy all logits, and takes a quarter more time.
@@ -125,21 +124,19 @@ def cosine_regression(p1, p2, y1, y2):
 
 
 # ---- the two views
-def a_ssl(f, h, x, group, g0, g1, g2, x2=None):
+def a_ssl(f, h, x, image_group, g0, g1, g2, x2=None):
     """Eq. 2, the two views: h(f(T_g1 x)(g0)) and h(f(T_g2 x)(g0)).
 
-    group   acts on the images; g1 and g2 are elements of it
-    g0      slots of f.group, the same for both views
-    x2      the images of the second view, if something else has changed each view by itself
+    image_group  acts on the images; g1 and g2 are elements of it
+    g0           elements of f.group, the same for both views
+    x2           the images of the second view, if something else has changed each view by itself
     Returns y1, y2 (B, D), for `info_nce`.
     """
-    if x2 is None:
-        x2 = x
-    x1 = group.T(x, g1.to(x.device))
-    x2 = group.T(x2, g2.to(x.device))
-    images = torch.cat([x1, x2])  # (2B, C_in, H, W): two images …
-    base = torch.atleast_2d(g0).expand(len(x), -1).repeat(2, 1)  # (2B, |g0|): … one base space
-    return h(f.bundle(images, base)).chunk(2)
+    one = image_group.T(x, g1.to(x.device))
+    two = image_group.T(x if x2 is None else x2, g2.to(x.device))
+    base = torch.atleast_2d(g0).expand(len(x), -1)  # (B, |g0|): one base space …
+    y = f.bundle(torch.cat([one, two]), base.repeat(2, 1))  # (2B, |g0|·C): … of two images
+    return h(y).chunk(2)
 
 
 def h_ssl(f, h, x, g0, g1, g2, x2=None):
@@ -149,13 +146,13 @@ def h_ssl(f, h, x, g0, g1, g2, x2=None):
     g1 and g2 are elements of f.group such that g⁻¹·g0 stays on the feature map: `HSSL` draws them.
     The rest is as in `a_ssl`.  With x2 both change, images and base space (Appendix A).
     """
-    base1 = f.group.shift_base(g1, g0)  # (B, |g0|): two base spaces …
-    base2 = f.group.shift_base(g2, g0)
+    one = f.group.shift_base(g1, g0)  # (B, |g0|): two base spaces …
+    two = f.group.shift_base(g2, g0)
     if x2 is None:
-        y = f.bundle(x, torch.stack([base1, base2], 1))  # (B, 2, |g0|·C): … of one image
+        y = f.bundle(x, torch.stack([one, two], 1))  # (B, 2, |g0|·C): … of one image
         y = y.transpose(0, 1).flatten(0, 1)  # (2B, |g0|·C)
     else:
-        y = f.bundle(torch.cat([x, x2]), torch.cat([base1, base2]))  # … or of each its own
+        y = f.bundle(torch.cat([x, x2]), torch.cat([one, two]))  # … or of each its own
     return h(y).chunk(2)
 
 
@@ -163,34 +160,36 @@ def h_ssl(f, h, x, g0, g1, g2, x2=None):
 class ASSL:
     """Eq. 2's random elements (Appendix B), and the views made with them.
 
-    T_g1 and T_g2 are uniform among the augmentations, g0 among its places; both views share it.
+    T_g1 and T_g2 are uniform among the augmentations.  Both views share g0, which a uniform
+    element has moved.
 
-    slots      f.group
-    group      acts on the images; for translation by single pixels
-    base_size  |g0|; all of |G|: both views read all of z (SimCLR, Appendix C)
-    strength   largest shift along each axis, as a part of the size (only translation)
+    group        f.group
+    image_group  acts on the images; for translation by single pixels
+    base_size    |g0|; all of |G|: both views read all of z (SimCLR, Appendix C)
+    strength     largest shift along each axis, as a part of the size (only translation)
     """
 
-    def __init__(self, slots, group, base_size=1, strength=0.2):
-        self.slots = slots
+    def __init__(self, group, image_group, base_size=1, strength=0.2):
         self.group = group
-        self.changes = group.augmentations(strength)  # (M,)
-        self.g0 = torch.arange(slots.order)  # (|g0|,)
-        self.places = self.g0[:1]  # the elements that move g0
-        if base_size != slots.order:
-            self.g0 = slots.base_space(base_size)
-            elements = torch.arange(slots.order)
-            self.places = elements[slots.fits_inside(elements, self.g0)]
+        self.image_group = image_group
+        self.changes = image_group.augmentations(strength)  # (M,)
+        elements = torch.arange(group.order)
+        if base_size == group.order:
+            self.g0 = elements  # (|g0|,)
+            self.elements = elements[:1]  # those that move g0: the identity alone
+        else:
+            self.g0 = group.base_space(base_size)
+            self.elements = elements[group.fits_inside(elements, self.g0)]
 
     def draw(self, batch, generator=None):
         """→ g0 (batch, |g0|), g1 and g2 (batch,), long and on the CPU."""
-        place = pick(self.places, batch, generator)
+        g = pick(self.elements, batch, generator)
         g1 = pick(self.changes, batch, generator)
         g2 = pick(self.changes, batch, generator)
-        return self.slots.shift_base(place, self.g0), g1, g2
+        return self.group.shift_base(g, self.g0), g1, g2
 
     def views(self, f, h, x, g0, g1, g2, x2=None):
-        return a_ssl(f, h, x, self.group, g0, g1, g2, x2)
+        return a_ssl(f, h, x, self.image_group, g0, g1, g2, x2)
 
 
 class HSSL:
@@ -199,13 +198,13 @@ class HSSL:
     g1 is uniform among the elements that keep g0 on the map, g2 among those whose bundle is at most
     `max_distance` from g1's (None: any; 0: the same one, and then the images must differ).
 
-    slots, base_size  as in ASSL, but never all of |G|
+    group, base_size  as in ASSL, but never all of |G|
     metric            the unit of max_distance: "euclidean" or "topological", see groups.py
     """
 
-    def __init__(self, slots, base_size=1, max_distance=None, metric="euclidean"):
-        self.g0 = slots.base_space(base_size)  # (|g0|,)
-        self.pairs = groups.pairs(slots, self.g0, max_distance, metric)
+    def __init__(self, group, base_size=1, max_distance=None, metric="euclidean"):
+        self.g0 = group.base_space(base_size)  # (|g0|,)
+        self.pairs = groups.pairs(group, self.g0, max_distance, metric)
 
     def draw(self, batch, generator=None):
         """As ASSL's."""

@@ -50,7 +50,7 @@ def test_mnist_shapes_and_parameters(scales, rotations):
     f = MNISTNet(scales, rotations)
     order = len(scales) * rotations
     assert f(torch.rand(2, 1, 29, 29)).shape == (2, 128, order, 8, 8)
-    assert f.order == order and f.channels == 128 and f.stride == 4
+    assert f.channels == 128 and f.stride == 4
     assert f.group.order == (64 if order == 1 else order)
     # 11² and 3² coefficients a pair of channels, whatever the group; weight, bias of each BatchNorm
     numbers = 121 * 32 + 9 * 32 * 64 + 9 * 64 * 128 + 2 * (32 + 64 + 128)
@@ -127,10 +127,9 @@ def test_build_puts_the_parts_together(kind, size, c_in, backbone):
     x = torch.rand(2, c_in, size, size)
     f.eval(), h.eval(), classifier.eval()
     z = f(x)  # (2, C, G, H', W')
-    assert z.shape[1:3] == (f.channels, f.order) and classifier(z).shape == (2, 7)
+    assert z.shape[1:3] == (f.channels, f.group.order) and classifier(z).shape == (2, 7)
     assert f.sampled == (backbone == "equivariant")
     assert type(f.group) is (Scale if backbone == "equivariant" else Numbered)
-    assert f.group.order == f.order
     y = f.bundle(x, torch.tensor([[0, 1], [2, 1]]))
     expected = bundle(fibers(z, f.group), torch.tensor([[0, 1], [2, 1]]))
     assert torch.allclose(y, expected, atol=1e-4) and h(y).shape == (2, h[-1].num_features)
@@ -396,20 +395,20 @@ def test_scale_networks_are_only_approximately_equivariant():
     assert max(turned) < 1e-10 and min(shrunk) > 0.1
 
 
-def test_a_filter_that_spans_elements_needs_all_of_them():
+def test_a_filter_that_spans_several_slots_needs_all_of_them():
     f = MNISTNet(rotations=4, extent=2, width=0.125)
     assert not f.sampled
     with pytest.raises(ValueError, match="needs all"):  # as many of each slot as if all were there
         f(torch.rand(4, 1, 29, 29), torch.arange(4)[:, None])
 
 
-def test_sampled_elements_equal_the_full_map_and_its_gradient():
+def test_sampled_slots_equal_the_full_map_and_its_gradient():
     for f, c_in, size in (example("mnist", scales=SCALES), example("cifar10", rotations=4)):
         f = trained(f.double(), torch.rand(2, c_in, size, size, dtype=torch.float64), steps=1)
         x = torch.rand(3, c_in, size, size, dtype=torch.float64)
-        elements = torch.randint(f.order, (3, 2))
-        few = f(x, elements)
-        full = f(x).transpose(1, 2)[torch.arange(3)[:, None], elements].transpose(1, 2)
+        slots = torch.randint(f.group.order, (3, 2))
+        few = f(x, slots)
+        full = f(x).transpose(1, 2)[torch.arange(3)[:, None], slots].transpose(1, 2)
         assert relative(few, full) < 1e-12
         weight = torch.randn_like(full)
         parameters = list(f.parameters())

@@ -391,7 +391,7 @@ def test_what_does_not_exist_is_refused():
     for act, images in ((Numbered(4).T, x), (Numbered(4).Gamma, z)):
         with pytest.raises(ValueError, match="no group acts"):
             act(images, torch.tensor([0]))
-    with pytest.raises(ValueError, match="one slot"):
+    with pytest.raises(ValueError, match="G = 1"):
         fibers(z, Translation(10, 10))  # 4·25 numbers are not 100 positions
     with pytest.raises(ValueError, match="square"):
         Rotation().T(torch.zeros(1, 1, 3, 4), torch.tensor([1]))

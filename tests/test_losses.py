@@ -236,25 +236,25 @@ def test_a_ssl_without_structure_compares_all_of_z(build):
     """Appendix B emulates fibers "in the H-SSL setting"; A-SSL is SimCLR there, on all of z."""
     f = build().eval()
     pixels = Translation(29, 29)
-    loss = ASSL(f.group, pixels, base_size=f.order)
+    loss = ASSL(f.group, pixels, base_size=f.group.order)
     g0, g1, g2 = loss.draw(4, torch.Generator().manual_seed(0))
     x = torch.rand(4, 1, 29, 29)
     views = loss.views(f, torch.nn.Identity(), x, g0, g1, g2)
     for y, g in zip(views, (g1, g2), strict=True):
         z = f(pixels.T(x, g)).mean((-2, -1))  # (4, C, |G|)
         assert relative(y, z.transpose(1, 2).flatten(1)) < 1e-12
-    with pytest.raises(ValueError, match=f"1 … {f.order - 1}"):
-        HSSL(f.group, base_size=f.order)
+    with pytest.raises(ValueError, match=f"1 … {f.group.order - 1}"):
+        HSSL(f.group, base_size=f.group.order)
 
 
 # ---------------------------------------------------------------- draws, and their views
-SLOTS = {
+GROUPS = {
     "rot": Rotation(),
     "scale": Scale(),
     "rotscale": RotationScale(),
     "trans": Translation(8, 8, stride=4),
 }
-PIXELS = dict(SLOTS, trans=Translation(29, 29))
+IMAGE_GROUPS = dict(GROUPS, trans=Translation(29, 29))
 
 
 def generator():
@@ -294,8 +294,8 @@ def uniform(drawn, values):
 @pytest.mark.parametrize("strength, px", [(0.2, 5), (0.0, 0), (0.1, 2), (0.5, 14)])
 def test_translations_are_uniform_up_to_the_strength(strength, px):
     """Appendix B: shifts of up to ±20 % along each axis, 5 of 29 px; the two views apart."""
-    pixels = PIXELS["trans"]
-    loss = ASSL(SLOTS["trans"], pixels, strength=strength)
+    pixels = IMAGE_GROUPS["trans"]
+    loss = ASSL(GROUPS["trans"], pixels, strength=strength)
     _, g1, g2 = loss.draw(20000, generator())
     for g in (g1, g2):
         for d in pixels.signed(g):  # (B,) px each
@@ -304,28 +304,28 @@ def test_translations_are_uniform_up_to_the_strength(strength, px):
 
 
 @pytest.mark.parametrize("group, order", [("rot", 4), ("scale", 6), ("rotscale", 24)])
-def test_a_ssl_draws_every_element_and_every_place(group, order):
-    g0, g1, g2 = ASSL(SLOTS[group], PIXELS[group]).draw(20000, generator())
+def test_a_ssl_draws_every_element_and_every_slot(group, order):
+    g0, g1, g2 = ASSL(GROUPS[group], IMAGE_GROUPS[group]).draw(20000, generator())
     assert g0.shape == (20000, 1) and all(uniform(g, range(order)) for g in (g0[:, 0], g1, g2))
     assert uniform(g1 * order + g2, range(order**2))  # independent of each other
     assert uniform(g1 * order + g0[:, 0], range(order**2))  # and of where the fibers are read
 
 
-@pytest.mark.parametrize("group, places", [("rot", 4), ("scale", 6), ("trans", 64)])
-def test_h_ssl_draws_every_pair_of_places(group, places):
-    slots = SLOTS[group]
-    g0, g1, g2 = HSSL(slots).draw(20 * places**2, generator())
-    one, two = (slots.shift_base(g, g0)[:, 0] for g in (g1, g2))
-    assert uniform(one, range(places)) and uniform(two, range(places))
-    assert places > 10 or uniform(one * places + two, range(places**2))
+@pytest.mark.parametrize("name, order", [("rot", 4), ("scale", 6), ("trans", 64)])
+def test_h_ssl_draws_every_pair_of_slots(name, order):
+    group = GROUPS[name]
+    g0, g1, g2 = HSSL(group).draw(20 * order**2, generator())
+    one, two = (group.shift_base(g, g0)[:, 0] for g in (g1, g2))
+    assert uniform(one, range(order)) and uniform(two, range(order))
+    assert order > 10 or uniform(one * order + two, range(order**2))
 
 
 def test_near_pairs_are_near():
-    slots = SLOTS["trans"]
-    g0, g1, g2 = HSSL(slots, max_distance=1).draw(5000, generator())
-    one, two = (slots.shift_base(g, g0)[:, 0] for g in (g1, g2))
-    assert (slots.distance(one, two) <= 1).all() and (one != two).any()
-    _, g1, g2 = HSSL(slots, max_distance=0).draw(5000, generator())  # both views of one slot
+    group = GROUPS["trans"]
+    g0, g1, g2 = HSSL(group, max_distance=1).draw(5000, generator())
+    one, two = (group.shift_base(g, g0)[:, 0] for g in (g1, g2))
+    assert (group.distance(one, two) <= 1).all() and (one != two).any()
+    _, g1, g2 = HSSL(group, max_distance=0).draw(5000, generator())  # both views of one slot
     assert torch.equal(g1, g2) and len(g1.unique()) == 64
 
 
@@ -337,11 +337,11 @@ def test_draws_depend_on_nothing_but_the_generator(loss):
 
 @pytest.mark.parametrize("group, order", [("rot", 4), ("scale", 6), ("trans", 64)])
 def test_a_ssl_on_all_of_z_is_simclr(group, order):
-    """base_size = |G|: every fiber, in order, at the only place there is; H-SSL can't move it."""
-    g0, g1, _ = ASSL(SLOTS[group], PIXELS[group], base_size=order).draw(500)
+    """base_size = |G|: every fiber, one after the other; H-SSL can't move such a base space."""
+    g0, g1, _ = ASSL(GROUPS[group], IMAGE_GROUPS[group], base_size=order).draw(500)
     assert torch.equal(g0, torch.arange(order).expand(500, -1)) and len(g1.unique()) > 1
     with pytest.raises(ValueError, match=f"1 … {order - 1}|without filling"):
-        HSSL(SLOTS[group], base_size=order)
+        HSSL(GROUPS[group], base_size=order)
 
 
 # ---------------------------------------------------------------- what does not fit together
@@ -395,7 +395,7 @@ def test_from_image_to_loss_with_what_build_returns(group):
     """Every group, both equations: a finite loss with a gradient for every weight."""
     f, h, _ = build("mnist", group, width=1 / 16, base_size=2)
     x = torch.rand(6, 1, 29, 29)
-    for loss in (ASSL(f.group, PIXELS[group], 2), HSSL(f.group, 2)):
+    for loss in (ASSL(f.group, IMAGE_GROUPS[group], 2), HSSL(f.group, 2)):
         value = info_nce(*loss.views(f, h, x, *loss.draw(6)))
         grads = torch.autograd.grad(value, [*f.parameters(), *h.parameters()])
         assert value.isfinite() and all(g.isfinite().all() and g.any() for g in grads)

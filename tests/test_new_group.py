@@ -131,7 +131,7 @@ def test_f_of_T_is_Gamma_of_f(example, double, monkeypatch, extent, jets_above):
 def test_mirrored_filters_and_the_order_of_neighbours_are_needed(example, double):
     class Swapped(example.D4Conv):
         def neighbours(self, g):
-            return [(k, example.D4().product(k, g)) for k in range(self.extent)]
+            return [example.D4().product(k, g) for k in range(self.extent)]
 
     x = blobs(1, 29)
     errors = by_element(network(example, conv=example.TurnsOnly).eval(), x, example.D4())
