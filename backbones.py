@@ -190,12 +190,12 @@ class MNISTNet(ConvNet):
 class BasicBlock(nn.Module):
     """Pre-activation block with two 7 × 7 (effective 3) layers (SESN, models/stl_ses.py)."""
 
-    def __init__(self, c_in, c_out, stride, conv=GConv, **group):
+    def __init__(self, c_in, c_out, stride, conv=GConv, **options):
         super().__init__()
         self.norm1 = nn.BatchNorm2d(c_in)
         self.norm2 = nn.BatchNorm2d(c_out)
-        self.conv1 = conv(c_in, c_out, 7, 3, stride=stride, padding=3, **group)
-        self.conv2 = conv(c_out, c_out, 7, 3, padding=3, **group)
+        self.conv1 = conv(c_in, c_out, 7, 3, stride=stride, padding=3, **options)
+        self.conv2 = conv(c_out, c_out, 7, 3, padding=3, **options)
         self.stride = stride
         self.shortcut = None
         if c_in != c_out or stride != 1:
@@ -254,9 +254,9 @@ class ResNet20(ConvNet):
         self.blocks = nn.ModuleList()
         for outputs, stride, number in self.blocks_of[kind]:
             for b in range(number):
-                c_in = c
-                c = scaled(outputs, width)
-                self.blocks.append(BasicBlock(c_in, c, stride if b == 0 else 1, conv, **then))
+                c_out = scaled(outputs, width)
+                self.blocks.append(BasicBlock(c, c_out, stride if b == 0 else 1, conv, **then))
+                c = c_out
         self.channels = c
         self.finish(self.lifting, extent, group, size=31)
 
@@ -316,13 +316,13 @@ class CNN(Backbone):
 
 
 class PlainConv(nn.Conv2d):
-    """An ordinary convolution with GConv's arguments; it ignores the basis, group and axis."""
+    """An ordinary convolution with GConv's arguments; it ignores its basis, group and axis."""
 
     order = 1
     rotations = 1
     scales = (1.0,)
 
-    def __init__(self, c_in, c_out, kernel_size, functions=None, stride=1, padding=0, **group):
+    def __init__(self, c_in, c_out, kernel_size, functions=None, stride=1, padding=0, **ignored):
         super().__init__(c_in, c_out, kernel_size, stride, padding, bias=False)
 
     def forward(self, y, axis=None):
@@ -333,8 +333,10 @@ class PlainConv(nn.Conv2d):
 class Head(nn.Sequential):
     """The projection head h: linear layers, BatchNorm after each, ReLU between them.
 
-    c: length of the bundle, |g0|·C; sizes: outputs of the layers; norm_input: adds a BatchNorm
-    before them, as for CIFAR-10 and Tiny ImageNet.  (B, c) → (B, sizes[-1]).
+    c           length of the bundle, |g0|·C
+    sizes       outputs of the layers
+    norm_input  begin with a BatchNorm, as for CIFAR-10 and Tiny ImageNet
+    (B, c) → (B, sizes[-1]).
     """
 
     def __init__(self, c, sizes=(128, 128, 128), norm_input=False):
@@ -350,7 +352,7 @@ class Classifier(nn.Module):
 
     c           channels C.  Without structure G·C: all of z
     structured  False: no group acts on z, and a maximum over its slots would have no meaning.
-                They are read as the channels of one slot
+                They are read as channels of one slot
     """
 
     structured = True
@@ -407,7 +409,7 @@ AXES = {  # the lifted axis of each group
     "scale": dict(scales=groups.SCALES),
     "rotscale": dict(scales=groups.SCALES, rotations=4),
 }
-HEADS = {  # the outputs of h, and whether it begins with a BatchNorm
+HEADS = {  # sizes and norm_input of each data set's h
     "mnist": ((128, 128, 128), False),
     "cifar10": ((512, 2048, 512), True),
     "tiny-imagenet": ((512, 2048, 512), True),

@@ -63,8 +63,10 @@ def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
 
 
 def turn(w, quarter_turns):
-    """Coefficients of the turned filter, exact: rot90(ψ_ab) = (-1)^b ψ_ba, since b_n has the parity
-    of n.  w (…, e, e) → as w."""
+    """Coefficients of the turned filter: w (…, e, e) → as w.
+
+    This is exact: rot90(ψ_ab) = (-1)^b ψ_ba, since b_n has the parity of n.
+    """
     sign = 1 - 2 * (torch.arange(w.shape[-1], device=w.device) % 2)  # (e,): 1, -1, 1, …
     for _ in range(quarter_turns % 4):
         w = (w * sign).transpose(-1, -2)  # (…, e, e)
@@ -83,8 +85,8 @@ class GConv(nn.Module):
     stride          size + 2·padding - kernel_size must be a multiple of it, or the layer samples
                     other positions of the turned image; conv(z) warns
     padding, bias   as in Conv2d; the bias is shared by all slots
-    extent          how many neighbours k a filter spans, 1 (SESN and the paper) … |G| (all of
-                    Eq. 4).  Rotation wraps around; scale stops at the last factor
+    extent          how many slots g·k a filter spans, 1 (SESN and the paper) … |G| (all of Eq. 4).
+                    Rotation wraps around; scale stops at the last factor
     ValueError for other values.  Slot g = s·rotations + r has scale s and r quarter turns.
 
     Another group: a subclass sets `order` and overrides `turned` and `scale_index`, and
@@ -194,7 +196,7 @@ class GConv(nn.Module):
         if z.dim() not in (4, 5) or z.dim() == 5 and z.shape[2] != self.order:
             shapes = f"(B, C_in, H, W) or (B, C_in, {self.order}, H, W)"
             raise ValueError(f"this layer takes {shapes}, not {tuple(z.shape)}")
-        for size in z.shape[-2:]:  # a network folds, and checks the sizes of all layers together
+        for size in z.shape[-2:]:  # a network checks the sizes of all its layers together
             rest = (size + 2 * self.padding - self.kernel_size) % self.stride
             turns = self.order > len(self.scales)  # or mirrors, in a group of your own
             if turns and rest and not torch.compiler.is_compiling():

@@ -114,7 +114,7 @@ class Translation(Group):
         self.wrap = wrap
         self.order = height * width
 
-    # modulo the width a number is its dx
+    # Modulo the width the number of an element is its dx.
     def product(self, a, b):
         return self.number(a // self.width + b // self.width, a + b)
 

@@ -132,10 +132,10 @@ def a_ssl(f, h, x, image_group, g0, g1, g2, x2=None):
     x2           the images of the second view, if something else has changed each view by itself
     Returns y1, y2 (B, D), for `info_nce`.
     """
-    one = image_group.T(x, g1.to(x.device))
-    two = image_group.T(x if x2 is None else x2, g2.to(x.device))
+    view1 = image_group.T(x, g1.to(x.device))
+    view2 = image_group.T(x if x2 is None else x2, g2.to(x.device))
     base = torch.atleast_2d(g0).expand(len(x), -1)  # (B, |g0|): one base space …
-    y = f.bundle(torch.cat([one, two]), base.repeat(2, 1))  # (2B, |g0|·C): … of two images
+    y = f.bundle(torch.cat([view1, view2]), base.repeat(2, 1))  # (2B, |g0|·C): … of two images
     return h(y).chunk(2)
 
 
@@ -146,13 +146,13 @@ def h_ssl(f, h, x, g0, g1, g2, x2=None):
     g1 and g2 are elements of f.group such that g⁻¹·g0 stays on the feature map: `HSSL` draws them.
     The rest is as in `a_ssl`.  With x2 both change, images and base space (Appendix A).
     """
-    one = f.group.shift_base(g1, g0)  # (B, |g0|): two base spaces …
-    two = f.group.shift_base(g2, g0)
+    base1 = f.group.shift_base(g1, g0)  # (B, |g0|): two base spaces …
+    base2 = f.group.shift_base(g2, g0)
     if x2 is None:
-        y = f.bundle(x, torch.stack([one, two], 1))  # (B, 2, |g0|·C): … of one image
+        y = f.bundle(x, torch.stack([base1, base2], 1))  # (B, 2, |g0|·C): … of one image
         y = y.transpose(0, 1).flatten(0, 1)  # (2B, |g0|·C)
     else:
-        y = f.bundle(torch.cat([x, x2]), torch.cat([one, two]))  # … or of each its own
+        y = f.bundle(torch.cat([x, x2]), torch.cat([base1, base2]))  # … or of each its own
     return h(y).chunk(2)
 
 

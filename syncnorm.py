@@ -81,10 +81,10 @@ def synchronise(module, but=None):
     Returns `module`, a network or a BatchNorm: weights, buffers and names stay.  ValueError for a
     BatchNorm of a class of its own, whose forward pass would be lost.
     """
-    kept = set() if but is None else set(but.modules())
+    left_out = set() if but is None else set(but.modules())
     on_gpu = any(p.is_cuda for p in module.parameters())
     for child in module.modules():
-        if not isinstance(child, _BatchNorm) or child in kept:
+        if not isinstance(child, _BatchNorm) or child in left_out:
             continue
         if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             # Another class for the same object, so that `module` itself can be a BatchNorm.
