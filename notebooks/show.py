@@ -24,7 +24,7 @@ LOSSES = {
     "jitter": "#94a323",
     "jitter + slots": "#50590f",
 }
-ERROR, NULL = "#222222", "#b5b5b5"  # the error of Eq. 1, and what it would be if Γ did nothing
+ERROR, NULL = "#222222", "#b5b5b5"  # the error of Eq. 1, and its null: 1
 SEEDS = ["o", "s", "^", "D", "v"]  # markers
 
 plt.rcParams.update(
@@ -110,14 +110,15 @@ def bars(ax, names, series, colours, unit="{:.2g}"):
     """Groups of bars, each with its value above it.
 
     names    one for each group
-    series   {label: one value for each group}
+    series   {label: one value for each group; nan: there is none}
     colours  {label: colour}
     unit     how a value is written"""
     width = 0.84 / len(series)
     for k, (label, values) in enumerate(series.items()):
         places = [n + (k - (len(series) - 1) / 2) * width for n in range(len(names))]
         drawn = ax.bar(places, values, 0.94 * width, color=colours[label], label=label)
-        ax.bar_label(drawn, [unit.format(float(v)) for v in values], fontsize=9, padding=2)
+        written = ["–" if v != v else unit.format(float(v)) for v in values]
+        ax.bar_label(drawn, written, fontsize=10, padding=2)
     ax.set_xticks(range(len(names)), names)
     ax.margins(y=0.15)
 
@@ -147,6 +148,16 @@ def check(name, mine, right):
 def relative(a, b):
     """The relative difference ‖a - b‖ / ‖b‖."""
     return float((a - b).norm() / b.norm())
+
+
+def equation1(changed, predicted, still):
+    """The error of Eq. 1: ‖changed - predicted‖ over the change under g, ‖changed - still‖.
+
+    changed    f(T_g x), or its bundle f(T_g x)(g0)
+    predicted  Γ_g f(x), or f(x)(g⁻¹·g0)
+    still      f(x), or f(x)(g0)
+    Returns a number.  0 is exact; at its null, 1, the prediction is as bad as none."""
+    return float((changed - predicted).norm() / (changed - still).norm())
 
 
 def fed(module, inputs):
