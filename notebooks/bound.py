@@ -1,4 +1,4 @@
-"""From "equal" to "how equal": |Eq. 2 - Eq. 3| is at most a constant times the error of Eq. 1.
+"""A bound on |Eq. 2 - Eq. 3|: a constant times the largest distance of the sides of Eq. 1.
 
 For notebook 03, where the proof stands, and its test.  Needs backbones.py and losses.py.
 """
@@ -28,7 +28,7 @@ def lipschitz(h):
 def gap_and_bound(f, h, x, g0, g1, g2, tau=0.1):
     """|L_A - L_H| and its bound 4·Lip(h)·e/(τ·m), two floats.
 
-    e is the largest error of Eq. 1, ‖f(T_g x)(g0) - f(x)(g⁻¹·g0)‖, among all images and both g;
+    e is the largest ‖f(T_g x)(g0) - f(x)(g⁻¹·g0)‖ among all images and both g;
     m is the smallest mean length of an output of h in Eq. 2 and its partner in Eq. 3.
 
     f, h    in evaluation mode

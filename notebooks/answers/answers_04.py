@@ -21,10 +21,11 @@ for group in ("rot", "scale"):
             if row["seed"] in before:
                 gains.append(row[column] - before[row["seed"]])
         changes[group, column] = gains
-        shown = f"{mean(gains):+.1f} points, {len(gains)} seeds" if gains else "no pair of runs yet"
+        shown = f"{mean(gains):+.1f} points, seeds: {len(gains)}" if gains else "no pair of runs yet"
         print(f"1: {group:6} {column:11} {shown}")
 # Turns.  Their features are ruled by ink, so the nearest digits are those with the same ink.  The
 # linear classifier weighs each direction anew, and can still read the small ones.
+assert changes["rot", "knn_one"], "nothing was measured: python results/run.py taught"
 assert all(change < 0 for change in changes["rot", "knn_one"])
 
 # ---------------------------------------------------------------- 2. predict, then run

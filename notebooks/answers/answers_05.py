@@ -89,7 +89,7 @@ error = {}
 for layer in (MirrorConv, NoMirror):
     f = show.fed(MNISTNet(width=0.25, conv=layer, group=Mirror()), images)
     found = probe.distances(f, images, Mirror(), torch.tensor([1]), torch.tensor([0]))
-    error[layer] = found["equation1"][0]
+    error[layer] = probe.mean_over_g(found, "error")
     print(f"1: {layer.__name__:10} error of Eq. 1 {error[layer]:.0e}")
 assert error[MirrorConv] < 1e-12 < 0.1 < error[NoMirror]
 
