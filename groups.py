@@ -48,8 +48,8 @@ class Group:
         ValueError for maps of another group.
         """
         if z.dim() != 5 or z.shape[2] != self.order:
-            shape = f"(B, C, {self.order}, H', W')"
-            raise ValueError(f"a feature map of this group is {shape}, not {tuple(z.shape)}")
+            shape = tuple(z.shape)
+            raise ValueError(f"a feature map of this group has {self.order} slots, not {shape}")
         base = self.shift_base(g, torch.arange(self.order, device=g.device))  # (B, |G|)
         example = torch.arange(len(z), device=z.device)[:, None]  # (B, 1)
         changed = self.T(z, g).transpose(1, 2)  # (B, |G|, C, H', W')
@@ -157,13 +157,11 @@ class Translation(Group):
 
         ValueError unless it fits the grid without filling it ("no padding", Appendix B).
         """
-        shapes = []
-        for h in range(1, self.height + 1):
-            if size % h == 0 and size // h <= self.width:
-                shapes.append((max(h, size // h), h))  # the longer side, the height
-        if not shapes or not 1 <= size <= max(1, self.order - 1):
+        heights = range(1, self.height + 1)
+        heights = [h for h in heights if size % h == 0 and size // h <= self.width]
+        if not heights or not 1 <= size <= max(1, self.order - 1):
             raise ValueError(f"no patch of {size} positions fits this grid without filling it")
-        _, h = min(shapes)
+        h = min(heights, key=lambda h: max(h, size // h))
         return (torch.arange(h)[:, None] * self.width + torch.arange(size // h)).flatten()
 
     def fits_inside(self, g, g0):
@@ -230,8 +228,6 @@ class Numbered(Chain):
     """n >= 1 slots that are only numbered: no group acts on them (Table 2, without structure)."""
 
     def __init__(self, n):
-        if n < 1:
-            raise ValueError(f"a lifted axis has at least one slot, not {n}")
         self.order = n
 
     def T(self, x, g):
@@ -359,7 +355,7 @@ class Pairs(NamedTuple):
     """The pairs (g1, g2) that may be drawn, on the CPU: M elements with at most K partners each."""
 
     elements: torch.Tensor  # (M,) long, for g1
-    partners: torch.Tensor  # (M, K) long, for g2: in row i counts[i] elements, then -1
+    partners: torch.Tensor  # (M, K) long, for g2: of row i the first counts[i]
     counts: torch.Tensor  # (M,) long
 
 
@@ -384,10 +380,8 @@ def pairs(group, g0, max_distance=None, metric="euclidean"):
     if max_distance != 0 and counts.max() < 2:
         nearest = f"the nearest are {d[d > 0].min():.3g} apart"
         raise ValueError(f"no two elements are within a distance of {max_distance}: {nearest}")
-    partners = torch.full((len(elements), counts.max()), -1)  # (M, K)
-    filled = torch.arange(counts.max()) < counts[:, None]  # (M, K)
-    partners[filled] = elements.expand_as(allowed)[allowed]  # both row by row
-    return Pairs(elements, partners, counts)
+    allowed_first = allowed.int().argsort(dim=1, descending=True, stable=True)  # (M, M)
+    return Pairs(elements, elements[allowed_first[:, : counts.max()]], counts)
 
 
 def sample(drawn_from, batch, generator=None):
