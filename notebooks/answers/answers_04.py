@@ -21,7 +21,9 @@ for group in ("rot", "scale"):
             if row["seed"] in before:
                 gains.append(row[column] - before[row["seed"]])
         changes[group, column] = gains
-        shown = f"{mean(gains):+.1f} points, seeds: {len(gains)}" if gains else "no pair of runs yet"
+        shown = "no pair of runs yet"
+        if gains:
+            shown = f"{mean(gains):+.1f} points, seeds: {len(gains)}"
         print(f"1: {group:6} {column:11} {shown}")
 # Turns.  Their features are ruled by ink, so the nearest digits are those with the same ink.  The
 # linear classifier weighs each direction anew, and can still read the small ones.
