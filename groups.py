@@ -48,7 +48,7 @@ class Group:
         ValueError for maps of another group.
         """
         if z.dim() != 5 or z.shape[2] != self.order:
-            raise ValueError(f"a feature map of this group has {self.order} slots, not {[*z.shape]}")
+            raise ValueError(f"a feature map of this group has G = {self.order}, not {[*z.shape]}")
         base = self.shift_base(g, torch.arange(self.order, device=g.device))  # (B, |G|)
         example = torch.arange(len(z), device=z.device)[:, None]  # (B, 1)
         changed = self.T(z, g).transpose(1, 2)  # (B, |G|, C, H', W')
