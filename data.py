@@ -15,11 +15,10 @@ import math
 import os
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
-from torchvision import datasets
-from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 
 class UsageError(Exception):
@@ -179,20 +178,23 @@ def _mnist5k(data_dir):
     return (x[train], y[train]), (x[test], y[test]), DIGITS, "mnist"
 
 
-def _torchvision(cls, data_dir, where):
+def _torchvision(name, data_dir, where):
     """torchvision's training and test set, downloaded if they are not there."""
+    from torchvision import datasets  # here, since it takes two seconds
+
     try:
+        cls = getattr(datasets, name)
         return [cls(data_dir, train=train, download=True) for train in (True, False)]
     except Exception as error:  # torchvision raises many types
         reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
         raise UsageError(
-            f"no {cls.__name__} could be read or downloaded in {data_dir!r} ({reason}): remove a "
+            f"no {name} could be read or downloaded in {data_dir!r} ({reason}): remove a "
             f"damaged copy, put {where} there, or take --dataset mnist5k"
         ) from None
 
 
 def _mnist(data_dir):
-    train, test = _torchvision(datasets.MNIST, data_dir, "MNIST/raw/*-ubyte")
+    train, test = _torchvision("MNIST", data_dir, "MNIST/raw/*-ubyte")
     return (train.data[:, None], train.targets), (test.data[:, None], test.targets), DIGITS, "mnist"
 
 
@@ -201,7 +203,7 @@ def _cifar10(data_dir):
         return *_folder(data_dir)[:3], "cifar10"
     where = "cifar-10-batches-py/ (or train/<class>/*.jpg and test/<class>/*.jpg)"
     parts = []
-    for part in _torchvision(datasets.CIFAR10, data_dir, where):
+    for part in _torchvision("CIFAR10", data_dir, where):
         x = torch.from_numpy(part.data).permute(0, 3, 1, 2)  # (N, 3, 32, 32)
         parts.append((x, torch.tensor(part.targets)))
     return *parts, part.classes, "cifar10"
@@ -305,7 +307,8 @@ def _read(paths):
                 alpha = image.convert("RGBA").getextrema()[3][0]
                 with contextlib.suppress(Exception):  # a damaged EXIF tag: leave it as it is
                     image = ImageOps.exif_transpose(image)
-                images.append(pil_to_tensor(image.convert("RGB")))  # (3, H, W)
+                pixels = torch.from_numpy(np.array(image.convert("RGB")))  # (H, W, 3)
+                images.append(pixels.permute(2, 0, 1))
         except Exception:  # Pillow raises many types
             raise UsageError(f"{path} can't be read as an image: repair or remove it") from None
         if image.mode[0] in "IF":  # I, I;16, F: Pillow has cut off everything above 255
@@ -332,6 +335,8 @@ def _to_size(x, kind, image_size):
         x = F.pad(x, (0, 29 - size, 0, 29 - size))  # (N, C_in, 29, 29)
     else:
         if size not in (31, 32):
+            from torchvision.transforms.v2.functional import resize
+
             x = resize(x, [32, 32], antialias=True)  # (N, C_in, 32, 32)
         x = x[..., :31, :31].contiguous()  # (N, C_in, 31, 31)
     if image_size is not None and image_size != x.shape[-1]:

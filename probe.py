@@ -27,11 +27,6 @@ import sys
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, ShuffleSplit
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
@@ -57,18 +52,18 @@ ROWS = (  # of the printed table: name, label, null
 
 # ---- distances and retrieval
 @torch.no_grad()
-def distances(f, x, group, elements, g0):
+def distances(f, x, image_group, elements, g0):
     """How f responds to T_g, for each g in `elements`: see the top of this file.
 
     The three distances are root mean squares over images, divided by that of two different images,
     √ mean over i ≠ k of ‖f(x_i)(g0) - f(x_k)(g0)‖².  If f is exactly equivariant, equation1 is 0
     and invariance equals axis (not for scale: the mean of a shrunk map is another).
 
-    f         backbone in evaluation mode
-    x         (B, C_in, H, W) images in 0 … 1
-    group     acts on the images
-    elements  (M,) long
-    g0        (|g0|,) long, the slots that are read
+    f            backbone in evaluation mode
+    x            (B, C_in, H, W) images in 0 … 1
+    image_group  acts on the images
+    elements     (M,) long
+    g0           (|g0|,) long, the slots that are read
     Returns a dict of lists of M floats.  equation1 and axis are None if no group acts on z.  A
     distance is None if f gives all images the same features, up to rounding, or for one image.
     Raises ValueError if f is in training mode."""
@@ -92,7 +87,7 @@ def distances(f, x, group, elements, g0):
         grey = grey_bins(x)
         found = {name: [] for name in CHANGE}
         for g in elements:
-            changed = group.T(x, g.expand(len(x)))  # (B, C_in, H, W)
+            changed = image_group.T(x, g.expand(len(x)))  # (B, C_in, H, W)
             moved = read(changed, g0)  # (B, |g0|·C)
             pairs = dict(invariance=(moved, here))
             if not isinstance(f.group, groups.Numbered):
@@ -119,19 +114,19 @@ def grey_bins(x, bins=8):
     return F.one_hot(level, bins).sum(2).flatten(1).double()
 
 
-def study(f, group, size):
-    """What `distances` asks of a network → the group that acts on images, elements (M,), g0.
+def study(f, image_group, size):
+    """What `distances` asks of a network → the group for images, elements (M,), g0.
 
     All g other than e; of translations the shifts down by whole strides, up to half the map, read
     at its centre.  Where no group acts on z, all of z is read.  size: H of the images."""
     structured = not isinstance(f.group, groups.Numbered)
-    if group.spatial:
-        group = f.group if structured else groups.Translation(size // 4, size // 4, 4)
-        elements = torch.arange(1, group.height // 2 + 1) * group.width
+    if image_group.spatial:
+        image_group = f.group if structured else groups.Translation(size // 4, size // 4, 4)
+        elements = torch.arange(1, image_group.height // 2 + 1) * image_group.width
     else:
-        elements = torch.arange(1, group.order)
+        elements = torch.arange(1, image_group.order)
     g0 = torch.tensor([centre(f)]) if structured else torch.arange(f.group.order)
-    return group, elements, g0
+    return image_group, elements, g0
 
 
 def centre(f):
@@ -143,21 +138,21 @@ def centre(f):
 
 # ---- read-outs
 @torch.no_grad()
-def encode(f, classifier, x, device, dtype=None, group=None, batch=256, quiet=True):
+def encode(f, classifier, x, device, dtype=None, image_group=None, batch=256, quiet=True):
     """Frozen features of images, three float32 tensors on the CPU.
 
-    x      (N, C_in, H, W) uint8
-    group  if given, each image is first changed by a random T_g other than e
+    x            (N, C_in, H, W) uint8
+    image_group  if given, each image is first changed by a random T_g other than e
     Returns `classifier.features(z)` (N, C'), one slot (N, C), and all slots' maximum (N, C).
     Where no group acts on z such a maximum has no meaning: there the last is all of z, (N, G·C)."""
     generator = torch.Generator().manual_seed(0)
     features, one, every = [], [], []
     for part in tqdm(x.split(batch), "encode", leave=False, disable=True if quiet else None):
         part = part.to(device, torch.get_default_dtype()) / 255  # (B, C_in, H, W)
-        if group is not None:
-            elements = group.augmentations()[1:]  # (M,): e is the first
+        if image_group is not None:
+            elements = image_group.augmentations()[1:]  # (M,): e is the first
             drawn = torch.randint(len(elements), (len(part),), generator=generator)
-            part = group.T(part, elements[drawn].to(device))
+            part = image_group.T(part, elements[drawn].to(device))
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             z = f(part)  # (B, C, G, H', W')
             features.append(classifier.features(z).float().cpu())
@@ -177,6 +172,12 @@ def linear_accuracy(train_v, train_y, *tests):
     train_v, train_y  (N, C) and (N,)
     tests             pairs of features (M, C) and labels (M,)
     Returns the accuracy on each test in per cent."""
+    # here and below, since scikit-learn takes two seconds
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, ShuffleSplit
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
     grid = {"logisticregression__C": (0.001, 0.01, 0.1, 1.0, 10.0)}
     split = ShuffleSplit(1, test_size=0.2, random_state=0)
@@ -190,6 +191,7 @@ def linear_accuracy(train_v, train_y, *tests):
 
 def knn_accuracy(train_v, train_y, *tests, k=20, tau=0.07):
     """k nearest neighbours by cosine s, votes exp(s/τ) (Wu et al. 2018).  As linear_accuracy."""
+    from sklearn.neighbors import KNeighborsClassifier
 
     def votes(distance):  # 1 - s
         return np.exp((1 - distance) / tau)
@@ -217,15 +219,17 @@ def feed(f, classifier, x, device, dtype=None):
         norm.momentum = momentum
 
 
-def evaluate(f, classifier, group, images, device, dtype=None, most=None, quiet=True, fed=True):
+def evaluate(
+    f, classifier, image_group, images, device, dtype=None, most=None, quiet=True, fed=True
+):
     """All measures: a dict, see the top of this file.  Without labels only distances and retrieval.
 
     f and classifier are left in evaluation mode, and their weights do not change.
 
-    group  acts on the images
-    dtype  for autocast, of the read-outs; distances are computed in full precision
-    most   learn the read-outs on so many training images (None: all)
-    fed    False: leave a BatchNorm that has seen no image as it is"""
+    image_group  acts on the images
+    dtype        for autocast, of the read-outs; distances are computed in full precision
+    most         learn the read-outs on so many training images (None: all)
+    fed          False: leave a BatchNorm that has seen no image as it is"""
     f.eval()
     classifier.eval()
     train_x = images.train_x[:most]
@@ -233,13 +237,13 @@ def evaluate(f, classifier, group, images, device, dtype=None, most=None, quiet=
     if fed:
         feed(f, classifier, images.train_x, device, dtype)
     x = images.test_x[:1000].to(device, torch.get_default_dtype()) / 255
-    on_images, elements, g0 = study(f, group, x.shape[-1])
-    found = distances(f, x, on_images, elements.to(device), g0.to(device))
+    group, elements, g0 = study(f, image_group, x.shape[-1])
+    found = distances(f, x, group, elements.to(device), g0.to(device))
     if train_y is not None and len(train_y.unique()) > 1:
         test_y = images.test_y
         train = encode(f, classifier, train_x, device, dtype, quiet=quiet)
         test = encode(f, classifier, images.test_x, device, dtype, quiet=quiet)
-        changed = encode(f, classifier, images.test_x, device, dtype, group, quiet=quiet)
+        changed = encode(f, classifier, images.test_x, device, dtype, image_group, quiet=quiet)
         found["top1"] = linear_accuracy(train[0], train_y, (test[0], test_y))[0]
         for slots, i in (("one", 1), ("all", 2)):
             for name, accuracy in (("linear", linear_accuracy), ("knn", knn_accuracy)):
@@ -295,7 +299,7 @@ def network(config, images):
     """What a run's settings ask for → f, h, the classifier, what draws the pairs (losses.ASSL or
     HSSL), and the group that acts on images.  Raises UsageError if they do not go together."""
     c_in, size = images.train_x.shape[1], images.train_x.shape[-1]
-    acts = {
+    image_group = {
         "trans": groups.Translation(size, size),
         "rot": groups.Rotation(),
         "scale": groups.Scale(),
@@ -324,10 +328,10 @@ def network(config, images):
             metric = config["distance"]
             pairs = losses.HSSL(f.group, config["base_size"], config["max_distance"], metric)
         else:
-            pairs = losses.ASSL(f.group, acts, config["base_size"], config["strength"])
+            pairs = losses.ASSL(f.group, image_group, config["base_size"], config["strength"])
     except ValueError as error:
         raise UsageError(str(error)) from None
-    return f, h, classifier, pairs, acts
+    return f, h, classifier, pairs, image_group
 
 
 def open_run(folder, data_dir=None):
@@ -346,7 +350,7 @@ def open_run(folder, data_dir=None):
     images = data.load(config["dataset"], data_dir, *chosen)
     if data.fingerprint(images.train_x) != saved["images"]:
         print("note: these are not the images of the training", file=sys.stderr)
-    f, _, classifier, _, acts = network(config, images)
+    f, _, classifier, _, image_group = network(config, images)
     # the classifier's linear layer is fitted anew, so that other classes are no matter
     weights = {f"classifier.{k}": v for k, v in classifier.state_dict().items() if "linear" in k}
     weights = saved["model"] | weights
@@ -359,7 +363,7 @@ def open_run(folder, data_dir=None):
             f"the network of {folder} does not fit the images in {data_dir!r}: name the --data-dir "
             "that it was trained on, or images of the same size"
         ) from None
-    return f, classifier, acts, images, config
+    return f, classifier, image_group, images, config
 
 
 def draw_curves(folder):
@@ -393,7 +397,7 @@ def main(argv=None):
     p.add_argument("--data-dir", help="folder of the images (default: that of the training)")
     p.add_argument("--probe-size", type=int, metavar="N", help="learn on N images (default all)")
     args = p.parse_args(argv)
-    f, classifier, acts, images, config = open_run(args.run, args.data_dir)
+    f, classifier, image_group, images, config = open_run(args.run, args.data_dir)
     if config["step"] < config["steps"]:
         done = f"{config['step']} of {config['steps']} steps are done"
         print(f"note: {done}; train.py goes on with it", file=sys.stderr)
@@ -401,9 +405,8 @@ def main(argv=None):
     dtype = None if config["precision"] == "float32" else getattr(torch, config["precision"])
     f.to(device)
     classifier.to(device)
-    found = evaluate(
-        f, classifier, acts, images, device, dtype, args.probe_size, False, not config["unfed"]
-    )
+    measures = dict(dtype=dtype, most=args.probe_size, quiet=False, fed=not config["unfed"])
+    found = evaluate(f, classifier, image_group, images, device, **measures)
     with open(os.path.join(args.run, "probe.json"), "w") as file:
         json.dump(found | config, file, indent=1)
     print(report(found | config))

@@ -483,7 +483,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
 
     # ---- networks: the same on every process, from the seed
     torch.manual_seed(args.seed)
-    f, h, classifier, pairs, acts = probe.network(vars(args), images)
+    f, h, classifier, pairs, image_group = probe.network(vars(args), images)
     model = Objective(args, f, h, classifier, pairs).to(device)
     if world > 1:
         synchronise(model, but=None if args.loss == "supervised" else classifier)
@@ -559,7 +559,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
         if rank == 0 and args.probe_epochs and step % (args.probe_epochs * per_epoch) == 0:
             paused = time.perf_counter()
             copies = copy.deepcopy((f, classifier))  # measuring changes modes and BatchNorm
-            found = probe.evaluate(*copies, acts, images, device, dtype, args.probe_size)
+            found = probe.evaluate(*copies, image_group, images, device, dtype, args.probe_size)
             log.write(json.dumps(dict(step=step) | found) + "\n")
             started += time.perf_counter() - paused  # only the training counts
         epoch = step // per_epoch
@@ -598,7 +598,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
         if ends or stop or step % 50 == 0:
             line = dict(step=step, epoch=step / per_epoch, loss=loss.item(), seconds=seconds)
             line["lr"] = optimizer.param_groups[0]["lr"]
-            log.write(json.dumps(line | measure(model, acts, y1, y2, x)) + "\n")
+            log.write(json.dumps(line | measure(model, image_group, y1, y2, x)) + "\n")
             log.flush()
             os.fsync(log.fileno())  # before the checkpoint: what it has seen is in the log
         if ends or stop or time.perf_counter() - saved_at > 600:
@@ -620,12 +620,12 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     log.close()
     probe.draw_curves(args.out)
     measures = dict(dtype=dtype, most=args.probe_size, quiet=False, fed=not args.unfed)
-    result = probe.evaluate(f, classifier, acts, images, device, **measures)
+    result = probe.evaluate(f, classifier, image_group, images, device, **measures)
     if args.before and steps:
         torch.manual_seed(args.seed)
         f, _, classifier, _, _ = probe.network(vars(args), images)
         networks = f.to(device), classifier.to(device)
-        result["untrained"] = probe.evaluate(*networks, acts, images, device, **measures)
+        result["untrained"] = probe.evaluate(*networks, image_group, images, device, **measures)
     result |= config_of(args) | dict(probe_size=args.probe_size, before=args.before)
     result |= dict(classes=images.classes, parameters=parameters, train_seconds=round(seconds, 2))
     result |= dict(processes=world, threads=torch.get_num_threads(), precision=name)
@@ -644,13 +644,13 @@ def finite(loss, model, scaler):
     return bool((loss.detach() + nn.utils.get_total_norm(grads)).isfinite())
 
 
-def measure(model, acts, y1, y2, x):
+def measure(model, image_group, y1, y2, x):
     """What the log shows beside the loss: of two views y1, y2 (B, D), and of f on 32 images."""
     if y1 is None:
         return {}  # supervised
     model.f.eval()
     x = x[:32].to(torch.get_default_dtype()) / 255
-    group, elements, g0 = probe.study(model.f, acts, x.shape[-1])
+    group, elements, g0 = probe.study(model.f, image_group, x.shape[-1])
     found = probe.distances(model.f, x, group, elements.to(x.device), g0.to(x.device))
     model.f.train()
     means = {name: probe.mean_over_g(found, name) for name in ("invariance", "equation1")}

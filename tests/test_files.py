@@ -190,10 +190,11 @@ def test_the_weights_give_the_distances_beside_them(path):
 @pytest.mark.slow
 def test_the_lines_that_load_the_weights_run():
     block = re.search(r"```python\n(.*?)```", read("notebooks/weights/README.md"), re.S).group(1)
+    code = ""
     for path in WEIGHTS:
         name = os.path.basename(path)[:-3]
         order = 4 if name.startswith("rot") else 6
-        code = block.replace("rot-hssl", name) + f"\nassert z.shape == (2, {order}, 128)"
-        line = [sys.executable, "-c", code]
-        done = subprocess.run(line, cwd=ROOT, text=True, capture_output=True)
-        assert done.returncode == 0, done.stderr
+        code += block.replace("rot-hssl", name) + f"\nassert z.shape == (2, {order}, 128)\n"
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr

@@ -275,7 +275,7 @@ def test_the_features_are_those_of_the_equations(group):
     x = as_bytes(blobs(6, 29, dtype=torch.float32))
     classifier = SimpleNamespace(features=lambda z: z.flatten(1))
     whole, one, every = probe.encode(f, classifier, x, CPU, batch=4)
-    _, changed, _ = probe.encode(f, classifier, x, CPU, group=acts, batch=4)
+    _, changed, _ = probe.encode(f, classifier, x, CPU, image_group=acts, batch=4)
     generator = torch.Generator().manual_seed(0)
     elements = acts.augmentations()
     assert elements[0] == 0
@@ -302,7 +302,7 @@ def test_without_a_group_all_of_z_is_read():
     f = MLP(29 * 29, width=0.1).eval()
     x = as_bytes(blobs(6, 29, dtype=torch.float32))
     classifier = SimpleNamespace(features=lambda z: z.flatten(1))
-    whole, one, every = probe.encode(f, classifier, x, CPU, group=Rotation())
+    whole, one, every = probe.encode(f, classifier, x, CPU, image_group=Rotation())
     assert one.shape == (6, f.channels) and torch.equal(every[:, : f.channels], one)
     assert torch.equal(every.view(6, 16, -1).transpose(1, 2).flatten(1), whole)
 
