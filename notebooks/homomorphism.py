@@ -1,4 +1,4 @@
-"""Notebook 06's code: a network without structure learns Eq. 1 from a few turned images.
+"""Notebook 06's code: a network without structure learns Eq. 1 from turned images.
 
     python notebooks/homomorphism.py              # an MLP on 4,000 digits, about a minute
     python notebooks/homomorphism.py --learn-A    # Γ is learned too
@@ -11,9 +11,9 @@ f's features are read as four fibers v = f(x) (B, 4, C).  One matrix A (4, 4) st
 
     L = InfoNCE( h((Γ_g1 v)(g0)), h((Γ_g2 v)(g0)) )  +  λ · equation1
 
-The first term is H-SSL (Eq. 3) with (Γ_g v)(g0) for v(g⁻¹·g0).  The second is the error of Eq. 1.
-It needs turned images, but only for a share of each batch.  Only the second term trains A: A = 1
-would solve the first.
+The first term is H-SSL (Eq. 3) with (Γ_g v)(g0) for v(g⁻¹·g0).  The second is the error of Eq. 1,
+squared.  It needs turned images, but only for a share of each batch.  Only the second term trains
+A: A = 1 would solve the first.
 
 Needs backbones.py, data.py, groups.py, losses.py and train.py, one folder up.
 """
@@ -81,7 +81,7 @@ def views(v, h, A, g0, g1, g2):
 
 
 def equation1(moved, v, A, g, one_way=False):
-    """The squared error of Eq. 1 over its null, in both directions; the mean over the g that occur:
+    """The error of Eq. 1, squared and in both directions; the mean over the g that occur:
 
         ½ Σ ( ‖f(T_g x) - Γ_g f(x)‖² + ‖f(x) - Γ_(g⁻¹) f(T_g x)‖² )  /  Σ ‖f(T_g x) - f(x)‖²
 
@@ -151,10 +151,10 @@ def measure(f, A, x):
 
     Root mean squares over images x (B, C_in, H, H); f in evaluation mode.
 
-        invariance   ‖f(T_g x) - f(x)‖, in units of the distance of two different images
+        invariance   ‖f(T_g x) - f(x)‖, the change under g; 1: the distance of two different images
         equation1    ‖f(T_g x) - Γ_g f(x)‖, likewise
         axis         ‖Γ_g f(x) - f(x)‖, likewise
-        over_null    equation1 / invariance
+        over_null    equation1 / invariance, the error of Eq. 1
         orbit        the same ratio over all four turns of each x, since `learn` sees upright pairs
     """
     turns = [torch.full((len(x),), k) for k in range(4)]

@@ -48,8 +48,7 @@ errors = {}
 for name, act in (("A^g", Gamma), ("A^(4-g)", backwards)):
     errors[name] = []
     for k in (1, 2, 3):
-        off = (exact[k] - act(C, exact[0], turns[k])).pow(2).sum()
-        errors[name].append(float(off / (exact[k] - exact[0]).pow(2).sum()))
+        errors[name].append(show.equation1(exact[k], act(C, exact[0], turns[k]), exact[0]))
     print(f"1: {name:8}", " ".join(f"{error:.2f}" for error in errors[name]))
 a, b = torch.cartesian_prod(torch.arange(4), torch.arange(4)).T  # (16,) each
 v = torch.randn(1, 4, 3).double().expand(16, -1, -1)
@@ -76,7 +75,7 @@ for share in (None, 0, 0.1):  # None: untrained
         loss[share] = learn(f, h, cycle(), digits.train_x, share, epochs=10)
     found[share] = measure(f.eval(), cycle(), x)
     print("2: untrained" if share is None else f"2: share {share}, loss {loss[share]:.2f}")
-    for name in ("over_null", "axis", "invariance"):
-        print(f"     {name:10}", " ".join(f"{value:.2f}" for value in found[share][name]))
+    for key, name in (("over_null", "error of Eq. 1"), ("invariance", "change under g")):
+        print(f"     {name}", " ".join(f"{value:.2f}" for value in found[share][key]))
 assert min(found[0]["over_null"]) > 1 > 0.5 > max(found[0.1]["over_null"])
 assert loss[0] < loss[0.1]  # one term fewer; two losses of two settings do not compare
