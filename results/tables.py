@@ -296,6 +296,7 @@ def filled(line):
 def page():
     """The text of results/README.md."""
     with open(os.path.join(claims.FOLDER, "ABOUT.md")) as file:
+        next(file)  # its first line says what ABOUT.md is
         sections = file.read().split("\n## ")
     kept = []
     for section in sections:
