@@ -116,7 +116,8 @@ def bars(ax, names, series, colours, unit="{:.2g}"):
     width = 0.84 / len(series)
     for k, (label, values) in enumerate(series.items()):
         places = [n + (k - (len(series) - 1) / 2) * width for n in range(len(names))]
-        drawn = ax.bar(places, values, 0.94 * width, color=colours[label], label=label)
+        heights = [0.0 if v != v else float(v) for v in values]
+        drawn = ax.bar(places, heights, 0.94 * width, color=colours[label], label=label)
         written = ["–" if v != v else unit.format(float(v)) for v in values]
         ax.bar_label(drawn, written, fontsize=10, padding=2)
     ax.set_xticks(range(len(names)), names)

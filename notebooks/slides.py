@@ -58,7 +58,7 @@ def turn_and_roll(figure, f, x):
 
 
 def from_eq2_to_eq3(figure, f, x):
-    """The step from augmented images to slots."""
+    """The step from turned images to slots."""
     eq2_to_eq3.draw(figure.add_axes([0, 0, 1, 1]))
 
 
