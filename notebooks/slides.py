@@ -126,7 +126,7 @@ def main():
     for name, slide in SLIDES.items():
         figure = plt.figure(figsize=(16, 9))
         if slide is not from_eq2_to_eq3:
-            figure.set_layout_engine("constrained")
+            figure.set_layout_engine("constrained", rect=(0.02, 0.02, 0.96, 0.96))
         slide(figure, f, images[6:7])
         figure.savefig(os.path.join(HERE, "slides", name + ".svg"), metadata={"Date": None})
         if len(sys.argv) > 1:  # also as PNG, into this folder
