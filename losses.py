@@ -215,6 +215,38 @@ class HSSL:
         return h_ssl(f, h, x, g0, g1, g2, x2)
 
 
+class Matched:
+    """One draw for both equations, so that they differ in nothing else (only translation).
+
+    g1 and g2 are uniform among the shifts by whole strides of at most `strength` along each axis,
+    g0 among the slots from which none of these shifts leaves the map.
+
+    group     f.group, which also moves the images
+    equation  a_ssl or h_ssl
+    """
+
+    def __init__(self, group, equation, strength=0.2):
+        self.group = group
+        self.equation = equation
+        self.changes = group.augmentations(strength)  # (M,)
+        slots = torch.arange(group.order)
+        moved = group.shift_base(self.changes, slots)  # (M, |G|)
+        on_map = group.distance(moved, slots) == group.topological(moved, slots)  # no wrap
+        self.g0 = slots[on_map.all(0)]
+        if len(self.changes) < 2:
+            raise ValueError(f"no shift by a whole stride is within a strength of {strength}")
+
+    def draw(self, batch, generator=None):
+        """As ASSL's."""
+        g0 = pick(self.g0, batch, generator)[:, None]
+        return g0, pick(self.changes, batch, generator), pick(self.changes, batch, generator)
+
+    def views(self, f, h, x, g0, g1, g2, x2=None):
+        if self.equation is h_ssl:
+            return h_ssl(f, h, x, g0, g1, g2, x2)
+        return a_ssl(f, h, x, self.group, g0, g1, g2, x2)
+
+
 def pick(elements, batch, generator):
     return elements[torch.randint(len(elements), (batch,), generator=generator)]
 

@@ -219,23 +219,19 @@ def feed(f, classifier, x, device, dtype=None):
         norm.momentum = momentum
 
 
-def evaluate(
-    f, classifier, image_group, images, device, dtype=None, most=None, quiet=True, fed=True
-):
+def evaluate(f, classifier, image_group, images, device, dtype=None, most=None, quiet=True):
     """All measures: a dict, see the top of this file.  Without labels only distances and retrieval.
 
     f and classifier are left in evaluation mode, and their weights do not change.
 
     image_group  acts on the images
     dtype        for autocast, of the read-outs; distances are computed in full precision
-    most         learn the read-outs on so many training images (None: all)
-    fed          False: leave a BatchNorm that has seen no image as it is"""
+    most         learn the read-outs on so many training images (None: all)"""
     f.eval()
     classifier.eval()
     train_x = images.train_x[:most]
     train_y = None if images.train_y is None else images.train_y[:most]
-    if fed:
-        feed(f, classifier, images.train_x, device, dtype)
+    feed(f, classifier, images.train_x, device, dtype)
     x = images.test_x[:1000].to(device, torch.get_default_dtype()) / 255
     group, elements, g0 = study(f, image_group, x.shape[-1])
     found = distances(f, x, group, elements.to(device), g0.to(device))
@@ -305,26 +301,19 @@ def network(config, images):
         "scale": groups.Scale(),
         "rotscale": groups.RotationScale(),
     }[config["group"]]
-    mean, std = data.mean_std(images.train_x)
+    about = dict(size=size, c_in=c_in, classes=max(2, len(images.classes)))
+    about["mean"], about["std"] = data.mean_std(images.train_x)
+    for name in ("group", "backbone", "width", "base_size", "functions", "pool"):
+        about[name] = config[name]
     try:
-        f, h, classifier = backbones.build(
-            images.kind,
-            config["group"],
-            config["backbone"],
-            config["width"],
-            max(2, len(images.classes)),
-            size,
-            c_in,
-            mean,
-            std,
-            config["base_size"],
-            config["functions"],
-            config["pool"],
-        )
+        f, h, classifier = backbones.build(images.kind, **about)
         f.sampled = f.independent and config["slots"] == "sampled"
         if config["epsilon"]:
             backbones.perturb(f, config["epsilon"], config["seed"])
-        if config["loss"] == "hssl":
+        if config.get("pairs") == "matched":
+            equation = losses.h_ssl if config["loss"] == "hssl" else losses.a_ssl
+            pairs = losses.Matched(f.group, equation, config["strength"])
+        elif config["loss"] == "hssl":
             metric = config["distance"]
             pairs = losses.HSSL(f.group, config["base_size"], config["max_distance"], metric)
         else:
@@ -405,8 +394,7 @@ def main(argv=None):
     dtype = None if config["precision"] == "float32" else getattr(torch, config["precision"])
     f.to(device)
     classifier.to(device)
-    measures = dict(dtype=dtype, most=args.probe_size, quiet=False, fed=not config["unfed"])
-    found = evaluate(f, classifier, image_group, images, device, **measures)
+    found = evaluate(f, classifier, image_group, images, device, dtype, args.probe_size, False)
     with open(os.path.join(args.run, "probe.json"), "w") as file:
         json.dump(found | config, file, indent=1)
     print(report(found | config))

@@ -63,6 +63,7 @@ CHOICES = {  # the first is the default
         ("infonce", "ntxent", "bilinear", "byol", "simsiam"),
         "how views are compared: Eq. 2, SimCLR, DIM(L), and two without negatives",
     ),
+    "pairs": (("own", "matched"), "matched: the same g0, g1, g2 for assl and hssl (trans)"),
     "distance": (("euclidean", "topological"), "unit of --max-distance, see groups.py"),
     "backbone": (("equivariant", "cnn", "mlp"), "cnn, mlp: Table 2, without structure"),
     "pool": (("mean", "max"), "how a fiber is pooled over space"),
@@ -75,7 +76,12 @@ NUMBERS = {  # type, default, smallest, meaning
     "tau": (float, 0.1, 1e-4, "temperature of InfoNCE"),
     "base-size": (int, 1, 1, "|g0|, slots in a bundle (SimCLR: all of them, with assl)"),
     "max-distance": (float, None, 0, "hssl: largest distance of two bundles; 0: the augment alone"),
-    "strength": (float, 0.2, 0, "largest shift, of the size (assl with trans, --augment shift)"),
+    "strength": (
+        float,
+        0.2,
+        0,
+        "largest shift, of the size (trans with assl or matched, or --augment shift)",
+    ),
     "width": (float, 1.0, 1e-3, "factor for every number of channels"),
     "functions": (int, None, 1, "basis functions of the first layer (default all)"),
     "epsilon": (float, 0.0, 0, "break Eq. 1 by so much, relative to the weights"),
@@ -109,7 +115,6 @@ def parse(argv=None):
     add = p.add_argument
     add("--data-dir", default="data", help="folder of the images, also for downloads")
     add("--slots", choices=("sampled", "all"), help="compute the slots that a loss reads, or all")
-    add("--unfed", action="store_true", help="leave an untrained BatchNorm at 0 and 1")
     add("--device", choices=("cuda", "mps", "cpu"), help="default: the first that is there")
     add("--out", help="the run's folder (default: a name under runs/ made of the flags)")
     text = "also measure the untrained network (default for mnist5k and folder)"
@@ -134,18 +139,19 @@ def parse(argv=None):
 
     learns = args.loss in ("hssl", "assl")
     structured = args.backbone == "equivariant"
+    shifts = args.group == "trans" and (args.loss == "assl" or args.pairs == "matched")
     used = dict(  # a flag of the loss or network that would change nothing is refused
         augment=args.loss != "frozen",
         objective=learns,
         tau=learns and args.objective not in ("byol", "simsiam"),
-        base_size=learns,
-        max_distance=args.loss == "hssl",
+        pairs=learns and args.group == "trans" and structured,
+        base_size=learns and args.pairs == "own",
+        max_distance=args.loss == "hssl" and args.pairs == "own",
         distance=args.max_distance is not None,
-        strength=args.augment == "shift" or args.loss == "assl" and args.group == "trans",
+        strength=args.augment == "shift" or shifts,
         functions=structured,
         pool=structured,
         epsilon=structured,
-        unfed=args.loss == "frozen",
     )
     for name, is_used in used.items():
         if not is_used and getattr(args, name) != p.get_default(name):
@@ -619,7 +625,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     # ---- the end: only the first process
     log.close()
     probe.draw_curves(args.out)
-    measures = dict(dtype=dtype, most=args.probe_size, quiet=False, fed=not args.unfed)
+    measures = dict(dtype=dtype, most=args.probe_size, quiet=False)
     result = probe.evaluate(f, classifier, image_group, images, device, **measures)
     if args.before and steps:
         torch.manual_seed(args.seed)

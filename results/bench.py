@@ -88,7 +88,7 @@ def processes(rounds, folder):
             env = dict(os.environ, OMP_NUM_THREADS=threads)
             subprocess.run(command, check=True, capture_output=True, env=env)
             with open(os.path.join(out, "result.json")) as file:
-                speed[name].append(json.load(file)["images_per_second"])
+                speed[name].append(2 * 2560 / json.load(file)["train_seconds"])
     return {name: statistics.median(values) for name, values in speed.items()}
 
 

@@ -71,7 +71,9 @@ def arm(row):
         name.append(f"size {row['base_size']}")
     if (row["max_distance"] or 0) > 1:
         name.append(f"distance {row['max_distance']:g}")
-    if row["loss"] == "assl" and row["strength"] != 0.2:
+    if row.get("pairs") == "matched":
+        name.append(f"matched {row['strength']:g}")
+    elif row["loss"] == "assl" and row["strength"] != 0.2:
         name.append(f"strength {row['strength']:g}")
     return ", ".join(name)
 

@@ -94,6 +94,12 @@ EXPERIMENTS = {
             MNIST + "--group trans --loss assl --lr 2 --strength {s}",
             s=(0.04, 0.07, 0.11, 0.2, 0.3, 0.45),
         ),
+        # 1, 2 and 3 strides of 4 px
+        *each(
+            MNIST + "--group trans --loss {loss} --lr 2 --pairs matched --strength {s}",
+            loss=("hssl", "assl"),
+            s=(0.125, 0.25, 0.375),
+        ),
     ),
     "bundle": bundle_sizes(MNIST, SEEDS),
     "nearer": arms(*each(MNIST + "--group scale --functions 3 --pool max {arm}", arm=TAUGHT)),

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from results import claims, tables
-from results.claims import GROUPS, by_seed, load
+from results.claims import GROUPS, LOSSES, by_seed, load
 
 COLOURS = {  # of losses, here and in the notebooks' pictures of results; nothing else has them
     "untrained": "0.55",
@@ -149,13 +149,17 @@ def figure2():
     left.set_title("Left: H-SSL with larger base spaces")
     rows = load("distance")
     if not rows.empty:
-        hssl = rows["loss"] == "hssl"
-        shift = 2 * 2**0.5 * (rows["strength"] * 29).astype(int)  # two shifts, along the diagonal
-        rows["px"] = shift.where(~hssl, 4 * rows["max_distance"] ** 0.5)
-        for loss, part in (("H-SSL", rows[hssl]), ("A-SSL", rows[~hssl])):
+        rows["pairs"] = rows.get("pairs", pd.Series()).reindex(rows.index).fillna("own")
+        shift = (rows["strength"] * 29).astype(int)
+        whole = 4 * (rows["strength"] * 8).astype(int)  # in strides of 4 px, on a map of 8 × 8
+        shift = shift.where(rows["pairs"] == "own", whole)
+        px = 2 * 2**0.5 * shift  # two shifts, along the diagonal
+        rows["px"] = px.where(rows["max_distance"].isna(), 4 * rows["max_distance"] ** 0.5)
+        for (loss, pairs), part in rows.groupby(["loss", "pairs"], sort=False):
             means = part.groupby("px")["top1"].mean()
-            right.plot(means.index, means, color=COLOURS[loss], label=loss)
-            right.plot(part["px"], part["top1"], "o", color=COLOURS[loss], ms=4)
+            look = dict(color=COLOURS[LOSSES[loss]], ls="-" if pairs == "own" else "--")
+            right.plot(means.index, means, label=f"{LOSSES[loss]}, {pairs} pairs", **look)
+            right.plot(part["px"], part["top1"], "o", color=look["color"], ms=4)
         before = by_seed(load("taught"), "top1", "trans, untrained").mean()
         right.axhline(before, color=COLOURS["untrained"], label="untrained")
         right.legend()

@@ -20,6 +20,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import data
 import probe
+from results.audit import counts
 from results.claims import FOLDER, arm
 
 ARMS = {  # group → its arms
@@ -27,41 +28,6 @@ ARMS = {  # group → its arms
     "scale": ("untrained", "H-SSL", "jitter alone", "H-SSL + jitter"),
     "trans": ("untrained", "near", "jitter alone", "near + jitter"),
 }
-
-
-# ---------------------------------------------------------------- about twenty numbers of an image
-def hand_made(x, group):
-    """Numbers that g leaves unchanged; for scale nearly.  x (B, 1, H, H) in 0 … 1 → (B, n).
-
-    rot           8 grey bins, ink, 3 lengths of edges, the ink in 8 rings about the centre
-    trans, scale  12 central moments in units of the ink's own size, and for trans the 8 grey
-                  bins, ink and edges; for scale the shares of 7 grey values, edges over √ink"""
-    x = x[:, 0].double()
-    size = x.shape[-1]
-    ink = x.sum((1, 2))
-    down, right = x.diff(dim=1)[:, :, :-1], x.diff(dim=2)[:, :-1]  # (B, H - 1, H - 1)
-    edges = [(down**2 + right**2).sqrt(), down.abs() + right.abs(), down**2 + right**2]
-    edges = torch.stack([edge.sum((1, 2)) for edge in edges], 1)  # (B, 3)
-    bins = probe.grey_bins(x[:, None])  # (B, 8)
-    place = torch.arange(size, dtype=torch.float64)
-    if group == "rot":
-        from_centre = place - (size - 1) / 2
-        radius = (from_centre[:, None] ** 2 + from_centre**2).sqrt()  # (H, H)
-        rings = [(x * (radius // (size / 16) == i)).sum((1, 2)) for i in range(8)]
-        return torch.cat([bins, ink[:, None], edges, torch.stack(rings, 1)], 1)
-    moments = []
-    rows = (x.sum(2) * place).sum(1) / ink  # the centre of the ink
-    columns = (x.sum(1) * place).sum(1) / ink
-    for order in (2, 3, 4):
-        for p in range(order + 1):
-            weights = (place - rows[:, None])[:, :, None] ** p
-            weights = weights * (place - columns[:, None])[:, None] ** (order - p)
-            moments.append((x * weights).sum((1, 2)) / ink ** (1 + order / 2))
-    moments = torch.stack(moments, 1)  # (B, 12)
-    if group == "trans":
-        return torch.cat([bins, ink[:, None], edges, moments], 1)
-    shares = bins[:, 1:] / bins[:, 1:].sum(1, keepdim=True)
-    return torch.cat([shares, edges[:, :2] / ink[:, None].sqrt(), moments], 1)
 
 
 # ---------------------------------------------------------------- one network
@@ -89,7 +55,7 @@ def measure(folder, row, images):
     """The numbers of one network, in per cent: a dict."""
     group = row["group"]
     train_z, test_z = features(folder, images)
-    train_s, test_s = (hand_made(x / 255, group) for x in (images.train_x, images.test_x))
+    train_s, test_s = (counts(x / 255, group) for x in (images.train_x, images.test_x))
     spread = train_s.std(0) + 1e-9
     train_s, test_s = ((s - train_s.mean(0)) / spread for s in (train_s, test_s))
     guess = LinearRegression().fit(train_s, train_z).predict(test_s)

@@ -71,7 +71,7 @@ def rows():
     folder = os.path.join(ROOT, "results")
     found = []
     for name in sorted(os.listdir(folder)):
-        if name.endswith(".jsonl") and name != "riddle.jsonl":
+        if name.endswith(".jsonl") and name not in ("riddle.jsonl", "audit.jsonl"):
             with open(os.path.join(folder, name)) as file:
                 found += [(name, json.loads(line)) for line in file]
     return found

@@ -230,16 +230,23 @@ def figure2():
 
 
 def riddle():
-    """The numbers of riddle.png: for each group those of its four networks, in per cent."""
-    path = os.path.join(claims.FOLDER, "riddle.jsonl")
+    """The picture that pictures.py draws of riddle.jsonl."""
+    if os.path.exists(os.path.join(claims.FOLDER, "riddle.jsonl")):
+        return "![How much of the features is ink, for three groups and four trainings](riddle.png)"
+
+
+def audit():
+    """How often counts find the changed copy, by group and augmentation (results/audit.py)."""
+    path = os.path.join(claims.FOLDER, "audit.jsonl")
     if not os.path.exists(path):
         return None
+    frame = pd.read_json(path, lines=True)
     lines = []
-    for group, rows in pd.read_json(path, lines=True).groupby("group", sort=False):
-        cells = [", ".join(f"{value:.0f}" for value in rows[name]) for name in rows.columns[2:]]
-        lines.append([GROUPS[group], *cells])
-    heads = [name.replace("_", " ") for name in rows.columns[2:]]
-    return markdown(["untrained, slots, jitter, both: %", *heads], lines)
+    for (dataset, group), rows in frame.groupby(["dataset", "group"], sort=False):
+        rows = rows.set_index("what")
+        cells = [f"{r['bins']:.1f} · {r['counts']:.1f}" for _, r in rows.iterrows()]
+        lines.append([f"{DATA[dataset]}, {GROUPS[group]}", *cells])
+    return markdown(["found by grey bins · by all counts, %", *rows.index], lines)
 
 
 def bench():
@@ -261,15 +268,15 @@ def bench():
 def spent():
     """How many runs are behind the page, and their hours."""
     names = [name[:-6] for name in sorted(os.listdir(claims.FOLDER)) if name.endswith(".jsonl")]
-    every = pd.concat([load(name) for name in names if name != "riddle"])
+    every = pd.concat([load(name) for name in names if name not in ("riddle", "audit")])
     every = every.drop_duplicates(["dataset", "arm", "seed", "epochs", "top1"])
     return f"{len(every)} runs, {every['train_seconds'].sum() / 3600:.1f} hours of training"
 
 
-TABLES = dict(
-    answers=answers, primary=primary, taught=taught, riddle=riddle, knob=knob, scale=scale
+TABLES = dict(answers=answers, primary=primary, taught=taught, riddle=riddle, audit=audit)
+TABLES |= dict(
+    knob=knob, scale=scale, published=published, figure2=figure2, bench=bench, spent=spent
 )
-TABLES |= dict(published=published, figure2=figure2, bench=bench, spent=spent)
 
 
 # ---------------------------------------------------------------- the page

@@ -17,7 +17,7 @@ from conftest import ROOT
 import data
 import probe
 
-LIMIT = 136_000  # characters of the core files together
+LIMIT = 138_500  # characters of the core files together
 CORE = ("groups", "gconv", "backbones", "losses", "probe", "train", "data", "syncnorm")
 MODULES = {os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, "*.py"))}
 NOTEBOOKS = sorted(glob.glob(os.path.join(ROOT, "notebooks", "*.ipynb")))
@@ -179,10 +179,10 @@ def test_the_weights_give_the_distances_beside_them(path):
     """The change under the last g, to 1e-3."""
     images = data.load("mnist5k")
     config = dict(slots="sampled") | json.loads(read(path + ".json"))
-    f, _, _, _, acts = probe.network(config, images)
+    f, _, _, _, image_group = probe.network(config, images)
     f.load_state_dict(torch.load(path, weights_only=True))
     x = images.test_x / 255
-    group, elements, g0 = probe.study(f.eval(), acts, x.shape[-1])
+    group, elements, g0 = probe.study(f.eval(), image_group, x.shape[-1])
     found = probe.distances(f, x, group, elements[-1:], g0)
     assert found["invariance"][0] == pytest.approx(config["invariance"][-1], abs=1e-3)
 

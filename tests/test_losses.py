@@ -8,7 +8,17 @@ from conftest import relative, trained
 
 from backbones import CNN, MLP, Head, MNISTNet, build
 from groups import SCALES, Rotation, RotationScale, Scale, Translation, bundle, fibers
-from losses import ASSL, HSSL, a_ssl, chance, cosine_regression, diagnostics, h_ssl, info_nce
+from losses import (
+    ASSL,
+    HSSL,
+    Matched,
+    a_ssl,
+    chance,
+    cosine_regression,
+    diagnostics,
+    h_ssl,
+    info_nce,
+)
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -318,6 +328,36 @@ def test_h_ssl_draws_every_pair_of_slots(name, order):
     one, two = (group.shift_base(g, g0)[:, 0] for g in (g1, g2))
     assert uniform(one, range(order)) and uniform(two, range(order))
     assert order > 10 or uniform(one * order + two, range(order**2))
+
+
+@pytest.mark.parametrize("strength, strides", [(0.125, 1), (0.25, 2), (0.4, 3)])
+def test_matched_pairs_are_the_same_for_both_and_stay_on_the_map(strength, strides):
+    """So that the two losses are equal wherever Eq. 1 is exact."""
+    group = Translation(8, 8, stride=4)
+    assl, hssl = (Matched(group, equation, strength) for equation in (a_ssl, h_ssl))
+    drawn = assl.draw(20000, generator())
+    assert all(torch.equal(a, b) for a, b in zip(drawn, hssl.draw(20000, generator())))
+    g0, g1, g2 = drawn
+    for g in (g1, g2):
+        for d in group.signed(g):
+            assert uniform(d, range(-strides, strides + 1))
+        moved = group.shift_base(g, g0)[:, 0]
+        for there, d, place in zip((moved // 8, moved % 8), group.signed(g), (g0 // 8, g0 % 8)):
+            assert torch.equal(there, place[:, 0] - d)  # nothing wraps
+    assert uniform(g0[:, 0] // 8, range(strides, 8 - strides))
+    with pytest.raises(ValueError, match="no shift by a whole stride"):
+        Matched(group, a_ssl, 0.1)
+
+
+def test_matched_pairs_make_the_losses_equal_away_from_the_border():
+    f, h = MNISTNet(width=1 / 16).eval(), Head(8, [8, 8]).eval()
+    x = torch.zeros(6, 1, 29, 29)
+    x[..., 13:16, 13:16] = torch.rand(6, 1, 3, 3)
+    losses = []
+    for equation in (a_ssl, h_ssl):
+        pairs = Matched(f.group, equation, 0.125)
+        losses.append(info_nce(*pairs.views(f, h, x, *pairs.draw(6, generator()))))
+    assert abs(losses[0] - losses[1]) < 1e-10
 
 
 def test_near_pairs_are_near():

@@ -271,20 +271,20 @@ def test_the_features_are_those_of_the_equations(group):
     """One: z at g0, the first slot or the centre.  Every: the maximum over the slots.  Both of a
     mean over space, and of images changed by a g other than e, drawn for each."""
     f = MNISTNet(width=0.25, **backbones.AXES[group]).eval()
-    acts = dict(rot=Rotation(), scale=Scale(), trans=Translation(29, 29))[group]
+    image_group = dict(rot=Rotation(), scale=Scale(), trans=Translation(29, 29))[group]
     x = as_bytes(blobs(6, 29, dtype=torch.float32))
     classifier = SimpleNamespace(features=lambda z: z.flatten(1))
     whole, one, every = probe.encode(f, classifier, x, CPU, batch=4)
-    _, changed, _ = probe.encode(f, classifier, x, CPU, image_group=acts, batch=4)
+    _, changed, _ = probe.encode(f, classifier, x, CPU, image_group=image_group, batch=4)
     generator = torch.Generator().manual_seed(0)
-    elements = acts.augmentations()
+    elements = image_group.augmentations()
     assert elements[0] == 0
     drawn = [torch.randint(len(elements) - 1, (n,), generator=generator) for n in (4, 2)]
     g = elements[1 + torch.cat(drawn)]
     assert (g > 0).all() and len(g.unique()) > 1
     with torch.no_grad():
         z = f(x / 255)  # (6, C, G, H', W')
-        of_changed = f(acts.T(x / 255, g))
+        of_changed = f(image_group.T(x / 255, g))
     middle = z.shape[-1] // 2
 
     def at_g0(z):
@@ -338,10 +338,9 @@ def test_feed_gives_fresh_batchnorm_statistics_and_changes_no_weight(no_readouts
     norm = f.norms[0]
     weights = [p.detach().clone() for p in f.parameters()]
 
-    def look(**more):
-        probe.evaluate(f, classifier, Rotation(), images, CPU, **more)
+    def look():
+        probe.evaluate(f, classifier, Rotation(), images, CPU)
 
-    look(fed=False)
     assert (norm.running_mean == 0).all() and (norm.running_var == 1).all()
     inputs = []
     hook = norm.register_forward_pre_hook(lambda m, args: inputs.append(args[0]))

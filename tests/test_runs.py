@@ -322,17 +322,6 @@ def test_the_untrained_column_is_what_frozen_measures(tiny, unbroken, tmp_path):
     assert untrained == {name: frozen[name] for name in untrained}
 
 
-@slow
-def test_unfed_reaches_the_measures(tiny, tmp_path):
-    found = []
-    for more in ([], ["--unfed"]):
-        flags = [*tiny, "--loss", "frozen", *more, "--out", f"r{len(more)}"]
-        assert live(tmp_path, flags)[0] == 0
-        result = json.loads((tmp_path / f"r{len(more)}/result.json").read_text())
-        found.append(torch.tensor(result["invariance"]))
-    assert (found[0] - found[1]).abs().max() > 1e-3 * found[0].max()
-
-
 def test_a_whole_run_in_its_own_words(tiny, tmp_path):
     """What a run prints and leaves, with its curves."""
     flags = [*tiny, "--epochs", 2, "--before", "--out", "r"]

@@ -316,8 +316,12 @@ def test_the_flags_reach_the_network_and_what_is_drawn():
     assert h[0].in_features == 2 * 64 and len(pairs.g0) == 2
     assert pairs.pairs.counts.tolist() == [3, 3, 3, 3]  # euclidean: 2 at the ends
     args = train.parse("--loss assl --group trans --strength 0.1".split())
-    _, _, _, pairs, acts = probe.network(vars(args), digits())
-    assert acts.order == 29 * 29 and len(pairs.changes) == 5 * 5  # 2 px of 29
+    _, _, _, pairs, image_group = probe.network(vars(args), digits())
+    assert image_group.order == 29 * 29 and len(pairs.changes) == 5 * 5  # 2 px of 29
+    for loss in ("assl", "hssl"):
+        matched = f"--loss {loss} --group trans --pairs matched --strength 0.25"
+        _, _, _, pairs, _ = probe.network(vars(train.parse(matched.split())), digits())
+        assert pairs.equation.__name__[0] == loss[0] and len(pairs.changes) == 5 * 5
 
 
 def test_defaults_that_depend_on_other_flags():
@@ -359,10 +363,13 @@ WRONG = {
     "--loss supervised --tau 0.2": "--tau changes nothing",
     "--loss supervised --base-size 2": "--base-size changes nothing",
     "--loss frozen --augment shift": "--augment changes nothing",
+    "--pairs matched": "--pairs changes nothing",
+    "--group trans --pairs matched --base-size 4": "--base-size changes nothing",
+    "--group trans --pairs matched --max-distance 4": "--max-distance changes nothing",
+    "--group trans --pairs matched --strength 0.1": "no shift by a whole stride",
     "--backbone mlp --pool max": "--pool changes nothing",
     "--backbone mlp --functions 3": "--functions changes nothing",
     "--backbone mlp --epsilon 0.1": "--epsilon changes nothing",
-    "--unfed": "--unfed changes nothing",
 }
 
 
