@@ -290,8 +290,9 @@ class Axis(NamedTuple):
     """Which slots the N images of a folded batch belong to."""
 
     counts: list  # counts[g] images belong to slot g
-    slots: torch.Tensor | None  # (B, n), those that were asked for; None: all
-    back: torch.Tensor | None  # (N,), the index that undoes the sorting
+    slots: torch.Tensor | None = None  # (B, n), those that were asked for; None: all
+    sorting: torch.Tensor | None = None  # (N,), the index that sorts them by slot …
+    back: torch.Tensor | None = None  # … and the one that undoes it
 
 
 def fold(z, order, slots=None):
@@ -303,7 +304,7 @@ def fold(z, order, slots=None):
            They may stay on the CPU: then nothing waits for the GPU
     """
     if slots is None:
-        axis = Axis([z.shape[0]] * order, None, None)
+        axis = Axis([z.shape[0]] * order)
         if z.dim() == 4:
             y = z.permute(0, 2, 3, 1).repeat(order, 1, 1, 1)  # (N, H, W, C)
         else:
@@ -313,7 +314,8 @@ def fold(z, order, slots=None):
         counts = flat.bincount(minlength=order).tolist()  # the host reads this, and nothing else
         sorting = flat.argsort(stable=True)
         image = (sorting // slots.shape[1]).to(z.device, non_blocking=True)
-        axis = Axis(counts, slots, sorting.argsort().to(z.device, non_blocking=True))
+        back = sorting.argsort().to(z.device, non_blocking=True)
+        axis = Axis(counts, slots, sorting.to(z.device, non_blocking=True), back)
         y = z.permute(0, 2, 3, 1).index_select(0, image)  # (N, H, W, C)
     return y.permute(0, 3, 1, 2), axis  # channels last in memory
 
@@ -322,5 +324,19 @@ def unfold(y, axis):
     """Undo `fold`: y (N, C, H', W') → z (B, C, n, H', W'), n = |G| if all were asked for."""
     if axis.slots is None:
         return y.unflatten(0, (len(axis.counts), -1)).permute(1, 2, 0, 3, 4)
-    y = y.permute(0, 2, 3, 1).index_select(0, axis.back)  # (N, H', W', C)
+    y = Reorder.apply(y.permute(0, 2, 3, 1), axis.back, axis.sorting)  # (N, H', W', C)
     return y.unflatten(0, axis.slots.shape).permute(0, 4, 1, 2, 3)
+
+
+class Reorder(torch.autograd.Function):
+    """y[index], if each row is taken once, so that the gradient only moves back.  That of
+    index_select would add up rows, and takes ten times as long."""
+
+    @staticmethod
+    def forward(ctx, y, index, back):
+        ctx.save_for_backward(back)
+        return y.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.index_select(0, *ctx.saved_tensors), None, None

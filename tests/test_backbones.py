@@ -27,7 +27,7 @@ from gconv import Axis, GConv
 from groups import SCALES, Numbered, Rotation, RotationScale, Scale, Translation, bundle, fibers
 from syncnorm import synchronise
 
-ALL = Axis([2], None, None)  # two folded images, one slot
+ALL = Axis([2])  # two folded images, one slot
 
 
 def equation1(f, x, group, elements, g0):

@@ -231,7 +231,7 @@ def test_scale_error_is_what_the_support_cuts_off_the_basis(k):
     for b, whole in zip(hermite_gaussian(k, 3, SCALES), hermite_gaussian(61, 3, SCALES)):
         b = F.pad(b, [(whole.shape[1] - b.shape[1]) // 2] * 2)
         cut.append((b - whole).norm(dim=1) / whole.norm(dim=1))
-    first = Axis([6, 0, 0, 0, 0, 0], torch.zeros(6, 1, dtype=torch.long), torch.arange(6))
+    first = Axis([6, 0, 0, 0, 0, 0], torch.zeros(6, 1, dtype=torch.long), *[torch.arange(6)] * 2)
     for i in range(1, 6):
         g = torch.full((6,), i)
         left = conv(scale.T(x, g), first)  # (6, 4, 97, 97), both at σ_0
@@ -327,7 +327,7 @@ def test_counts_has_one_number_for_each_slot_and_counts_all_images(counts, says)
     n = 8 * any(counts)
     with pytest.raises(ValueError, match=f"{says}.*4 slots.*{n}, 1, 5, 5"):
         conv = GConv(1, 1, 3, rotations=4, padding=1)
-        conv(torch.zeros(n, 1, 5, 5), Axis(counts, None, None))
+        conv(torch.zeros(n, 1, 5, 5), Axis(counts))
 
 
 @pytest.mark.parametrize("shape", [(1, 29, 29), (2, 8, 6, 29, 29), (2, 2, 8, 4, 29, 29)])
