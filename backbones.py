@@ -40,7 +40,8 @@ class Backbone(nn.Module):
     def bundle(self, x, base):
         """The fiber bundle f(x)(base).
 
-        x (B, C_in, H, W), base (B, …, n) long: base spaces of each image → (B, …, n·C).
+        x     (B, C_in, H, W)
+        base  (B, n) long → (B, n·C).  Or (B, v, n), v base spaces for each image → (B, v, n·C)
         ValueError if these do not fit.
         """
         order = self.group.order
@@ -60,7 +61,7 @@ class Backbone(nn.Module):
         return bundles.unflatten(1, (*base.shape[1:-1], -1))
 
     def read(self, z):
-        """All fibers of z (B, C, G, H', W'): (B, |G|, C)."""
+        """The fibers of z (B, C, n, H', W'), those that were computed: (B, n, C)."""
         return groups.fibers(z, self.group, self.pool)
 
 

@@ -70,6 +70,8 @@ def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, imag
         raise UsageError(
             f"training images are {_size(train_x)}, test images {_size(test_x)}: make them one size"
         )
+    if len(train_x) < 2:
+        raise UsageError(f"there is only one training image in {data_dir!r}: add some")
     size = train_x.shape[-1]
     if kind is None:  # a folder
         kind = "cifar10" if size <= 32 else "tiny-imagenet"

@@ -75,7 +75,7 @@ def turn(w, quarter_turns):
 
 # ---- Eq. 4
 class GConv(nn.Module):
-    """Eq. 4 with h = g·k: z(g) = Σ_k Σ_i y_i(g·k) ∗ ψ_i(k), i an input channel, ∗ in space.
+    """Eq. 4 with h = g·k: z(g) = Σ_k Σ_i y_i(g·k) ∗ T_g ψ_i(k), i an input channel, ∗ in space.
 
     kernel_size     odd, the support at the largest scale
     effective_size  e: functions along each axis, e² coefficients for each pair of channels (None:
@@ -93,7 +93,7 @@ class GConv(nn.Module):
     `neighbours` too if the extent is above 1 (notebook 05).
     """
 
-    order = None  # |G|, the number of slots; None: the number of scales times that of rotations
+    order = None  # the number of slots; None: the number of scales times that of rotations
     jets_above = 1000  # C_out·k² above which W·(B ∗ y) is the cheaper form (results/bench.py)
     recompute = None  # whether the backward pass computes the jets again; None: on CUDA
 
@@ -259,7 +259,8 @@ def mix(y, w, rows, cols, bias):
 
     The basis is separable and fixed.  So this takes two matrix products, and then e² = 9 multiply-
     adds for each pair of channels and position instead of k² = 25 … 49: up to six times as fast
-    (results/bench.py).  The jets take e² times the memory of y.
+    (results/bench.py).  The jets take e² times the memory of an
+    output with the channels of y.
     """
     n, c, height, width = y.shape
     out_height, e, _ = rows.shape
@@ -299,7 +300,7 @@ def fold(z, order, slots=None):
     """Put the group axis into the batch, sorted by slot: y (N, C, H, W), and how, an Axis.
 
     z      images (B, C, H, W): one copy for each slot.  Or a feature map (B, C, |G|, H, W)
-    order  |G|
+    order  G, the length of the lifted axis
     slots  (B, n) long: of each image only these, N = B·n.  None (for maps always): all, N = |G|·B.
            They may stay on the CPU: then nothing waits for the GPU
     """

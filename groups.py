@@ -210,7 +210,8 @@ class Rotation(Group):
 
 
 class Chain(Group):
-    """Elements in a row, a·b = a + b and g⁻¹·g0 = g0 + g: **not a group**, see Scale."""
+    """Elements in a row, a·b = a + b.  Γ_g reads slot g0 + g at g0, and there is nothing past the
+    end: **not a group**, see Scale."""
 
     def product(self, a, b):
         c = a + b
@@ -379,6 +380,7 @@ def pairs(group, g0, max_distance=None, metric="euclidean"):
     if max_distance != 0 and counts.max() < 2:
         nearest = f"the nearest are {d[d > 0].min():.3g} apart"
         raise ValueError(f"no two elements are within a distance of {max_distance}: {nearest}")
+    # in each row the partners first, in order
     allowed_first = allowed.int().argsort(dim=1, descending=True, stable=True)  # (M, M)
     return Pairs(elements, elements[allowed_first[:, : counts.max()]], counts)
 

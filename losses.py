@@ -35,8 +35,8 @@ def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
 
     y1, y2       (B, D) the two views, of any float dtype; N is B on all processes together
     tau          the temperature τ > 0
-    denominator  "paper": as above, without the positive and one for both views of i.  "ntxent":
-                 SimCLR's; each view of i is an anchor of its own, with all other 2N-1 views
+    denominator  "paper": as above; both views of i share it, and the positive is not in it.
+                 "ntxent": SimCLR's; each view of i is an anchor of its own, with all other 2N-1
     W            None: sim is the cosine.  (D, D), not always symmetric: DIM(L)'s log-bilinear model
                  y1ᵀ W y2 on views that are not normalised (Eq. 5, Appendix C)
     Returns a scalar, at least float32.  ValueError for other arguments, and for N = 1 if that
@@ -82,7 +82,7 @@ def gather(y):
     The backward pass sums the gradients of all processes, so that the mean which
     DistributedDataParallel takes is the gradient of the loss of one process with all images.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
         return y, 0
     return torch.cat(list(AllGather.apply(y)), 1), dist.get_rank() * y.shape[1]
 
@@ -204,11 +204,11 @@ class HSSL:
 
     def __init__(self, group, base_size=1, max_distance=None, metric="euclidean"):
         self.g0 = group.base_space(base_size)  # (|g0|,)
-        self.pairs = groups.pairs(group, self.g0, max_distance, metric)
+        self.allowed = groups.pairs(group, self.g0, max_distance, metric)
 
     def draw(self, batch, generator=None):
         """As ASSL's."""
-        g1, g2 = groups.sample(self.pairs, batch, generator)
+        g1, g2 = groups.sample(self.allowed, batch, generator)
         return self.g0.expand(batch, -1), g1, g2
 
     def views(self, f, h, x, g0, g1, g2, x2=None):
@@ -230,8 +230,10 @@ class Matched:
         self.equation = equation
         self.changes = group.augmentations(strength)  # (M,)
         slots = torch.arange(group.order)
-        moved = group.shift_base(self.changes, slots)  # (M, |G|)
-        on_map = group.distance(moved, slots) == group.topological(moved, slots)  # no wrap
+        dy, dx = (d[:, None] for d in group.signed(self.changes))  # (M, 1) each
+        y = slots // group.width - dy  # (M, |G|)
+        x = slots % group.width - dx
+        on_map = (y >= 0) & (y < group.height) & (x >= 0) & (x < group.width)
         self.g0 = slots[on_map.all(0)]
         if len(self.changes) < 2:
             raise ValueError(f"no shift by a whole stride is within a strength of {strength}")

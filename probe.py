@@ -89,11 +89,11 @@ def distances(f, x, image_group, elements, g0):
         for g in elements:
             changed = image_group.T(x, g.expand(len(x)))  # (B, C_in, H, W)
             moved = read(changed, g0)  # (B, |g0|·C)
-            pairs = dict(invariance=(moved, here))
+            compared = dict(invariance=(moved, here))
             if not isinstance(f.group, groups.Numbered):
                 along = read(x, f.group.shift_base(g[None], g0)[0])  # (B, |g0|·C)
-                pairs |= dict(equation1=(moved, along), axis=(along, here))
-            for name, (a, b) in pairs.items():
+                compared |= dict(equation1=(moved, along), axis=(along, here))
+            for name, (a, b) in compared.items():
                 found[name].append(None if collapsed else float(rms(a - b) / two_images))
             found["retrieval"].append(share_found(F.normalize(moved) @ keys.T))
             found["bins"].append(share_found(-torch.cdist(grey_bins(changed), grey, p=1)))
@@ -266,7 +266,7 @@ def mean_over_g(found, name):
 
 def report(result):
     """The measures as a table, beside those of the untrained network if the result holds them."""
-    columns = {"untrained" if result["loss"] == "frozen" else "trained": result}
+    columns = {"trained" if result["epochs"] else "untrained": result}
     if "untrained" in result:
         columns = {"untrained": result["untrained"]} | columns
 
@@ -292,8 +292,8 @@ def report(result):
 
 # ---- networks
 def network(config, images):
-    """What a run's settings ask for → f, h, the classifier, what draws the pairs (losses.ASSL or
-    HSSL), and the group that acts on images.  Raises UsageError if they do not go together."""
+    """What a run's settings ask for → f, h, the classifier, what draws the pairs (see losses.py),
+    and the group that acts on images.  Raises UsageError if they do not go together."""
     c_in, size = images.train_x.shape[1], images.train_x.shape[-1]
     image_group = {
         "trans": groups.Translation(size, size),
@@ -386,6 +386,8 @@ def main(argv=None):
     p.add_argument("--data-dir", help="folder of the images (default: that of the training)")
     p.add_argument("--probe-size", type=int, metavar="N", help="learn on N images (default all)")
     args = p.parse_args(argv)
+    if args.probe_size is not None and args.probe_size < 2:
+        raise UsageError(f"--probe-size {args.probe_size} is out of range: take 2 or more")
     f, classifier, image_group, images, config = open_run(args.run, args.data_dir)
     if config["step"] < config["steps"]:
         done = f"{config['step']} of {config['steps']} steps are done"

@@ -12,7 +12,7 @@ Suau & Zappella (2023), Appendix B.
 Batches are drawn with (seed, epoch), everything else with (seed, step), for the whole batch, and
 each process takes its share.  BatchNorm and negatives are over all processes.  So N processes
 compute what one would (the log shows the first one's share), and a continued run what an unbroken
-one would (bit for bit on a CPU with the same number of threads).
+one would (bit for bit on a CPU with the same number of threads).  Needs all siblings.
 """
 
 import argparse
@@ -107,6 +107,7 @@ def parse(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, (values, text) in CHOICES.items():
+        text = f"{text} (default {values[0]})"
         p.add_argument(f"--{name}", choices=values, default=values[0], help=text)
     for name, (kind, default, _, text) in NUMBERS.items():
         if default is not None:
@@ -116,7 +117,7 @@ def parse(argv=None):
     add("--data-dir", default="data", help="folder of the images, also for downloads")
     add("--slots", choices=("sampled", "all"), help="compute the slots that a loss reads, or all")
     add("--device", choices=("cuda", "mps", "cpu"), help="default: the first that is there")
-    add("--out", help="the run's folder (default: a name under runs/ made of the flags)")
+    add("--out", help="the run's folder (default: runs/ and dataset, group, loss, backbone, seed)")
     text = "also measure the untrained network (default for mnist5k and folder)"
     add("--before", action=argparse.BooleanOptionalAction, help=text)
 
@@ -341,7 +342,7 @@ def load_run(args):
         if zipfile.ZipFile(path).testzip():  # a checkpoint is a zip file: each part has a checksum
             raise ValueError("damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        old, _, _ = dict(saved["config"]), saved["optimizer"], saved["precision"]
+        old, _, _ = dict(saved["config"]), saved["optimizer"], saved["precision"]  # or KeyError
     except Exception as error:  # truncated or foreign: torch raises many types
         raise UsageError(
             f"{path} can't be used ({type(error).__name__}): it is kept, take another --out"
@@ -434,7 +435,8 @@ def fit_into_memory(model, args, x, share, device, dtype, world=1):
         gconv.GConv.recompute = recompute
         two = kept(x)
         each = (kept(torch.cat([x, x])) - two) / 2  # bytes for one image more
-        if two + each * (share - 2) < 0.7 * memory:
+        too_much = two + each * (share - 2) > 0.7 * memory
+        if not largest(device, too_much)[0]:  # the same on every process
             return
     fits = max(2, int((0.7 * memory - two) / each) + 2)
     raise UsageError(
@@ -463,21 +465,26 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     # ---- what is there: a finished run, one to go on with, or nothing
     saved = in_turn(lambda: load_run(args), rank, local, device)
     finished = os.path.join(args.out, "result.json")
+    told = None
     if saved and saved["step"] == saved["steps"] and os.path.exists(finished):
         with open(finished) as file:
             result = json.load(file)
         asked = dict(probe_size=args.probe_size, before=args.before)
-        same_place = saved["data_dir"] == os.path.abspath(args.data_dir)
-        if same_place and asked.items() <= result.items():
-            say(f"{args.out} is finished\n{probe.report(result)}")
-            return
-    name = saved["precision"] if saved else precision(args.amp, device)  # a run keeps its own
-    dtype = None if name == "float32" else getattr(torch, name)
+        if asked.items() <= result.items():
+            told = f"{args.out} is finished\n{probe.report(result)}"
+    if told and saved["data_dir"] == os.path.abspath(args.data_dir):
+        say(told)
+        return
+    rounding = saved["precision"] if saved else precision(args.amp, device)  # a run keeps its own
+    dtype = None if rounding == "float32" else getattr(torch, rounding)
     chosen = (args.train_size, args.seed, args.test_size, args.image_size)
     images = in_turn(lambda: data.load(args.dataset, args.data_dir, *chosen), rank, local, device)
     pixels = data.fingerprint(images.train_x)
     if saved and saved["images"] != pixels:
         raise UsageError(f"{args.out} is a run on other images than {args.data_dir}: take another")
+    if told:  # the same images in another place
+        say(told)
+        return
     n = len(images.train_x)
     if args.epochs and (args.batch_size > n or args.batch_size % world):
         raise UsageError(
@@ -490,6 +497,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     # ---- networks: the same on every process, from the seed
     torch.manual_seed(args.seed)
     f, h, classifier, pairs, image_group = probe.network(vars(args), images)
+    measured = copy.deepcopy((f, classifier))  # measuring changes modes and BatchNorm
     model = Objective(args, f, h, classifier, pairs).to(device)
     if world > 1:
         synchronise(model, but=None if args.loss == "supervised" else classifier)
@@ -522,17 +530,17 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     say(
         f"{args.loss} on {args.dataset}: {n:,} images of {x.shape[-1]} px, group {args.group}, "
         f"{args.backbone}, {parameters:,} parameters; batch {args.batch_size} over {world} "
-        f"process(es), learning rate {peak:.3g}, steps {step} … {steps}, {name} on {device}"
+        f"process(es), learning rate {peak:.3g}, steps {step} … {steps}, {rounding} on {device}"
     )
     if 0 < steps <= warmup:
         say(f"note: --warmup-epochs {args.warmup_epochs:g}: the rate never reaches {peak:.3g}")
 
-    kept = "the last checkpoint is kept: take a smaller --lr or --amp off, and another --out"
+    advice = "the last checkpoint is kept: take a smaller --lr or --amp off, and another --out"
 
     def save_run():
         if not all(value.isfinite().all() for value in model.state_dict().values()):
-            raise UsageError(f"weights are not finite at step {step}; {kept}")
-        state = dict(config=config_of(args), images=pixels, precision=name)
+            raise UsageError(f"weights are not finite at step {step}; {advice}")
+        state = dict(config=config_of(args), images=pixels, precision=rounding)
         state["data_dir"] = os.path.abspath(args.data_dir)
         state |= dict(step=step, steps=steps, seconds=seconds, model=model.state_dict())
         state |= dict(optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
@@ -557,21 +565,22 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
             warnings.simplefilter("ignore", FutureWarning)
             wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     bar = tqdm(total=steps, initial=step, unit="step", disable=rank > 0 or not sys.stderr.isatty())
-    started = time.perf_counter() - seconds
+    started = time.perf_counter() - seconds  # as if the run were unbroken
     saved_at = time.perf_counter()
-    order = None
+    shuffled = None
     stop = 0
     while step < steps and not stop:
         if rank == 0 and args.probe_epochs and step % (args.probe_epochs * per_epoch) == 0:
             paused = time.perf_counter()
-            copies = copy.deepcopy((f, classifier))  # measuring changes modes and BatchNorm
-            found = probe.evaluate(*copies, image_group, images, device, dtype, args.probe_size)
+            for part, now in zip(measured, (f, classifier)):
+                part.to(device).load_state_dict(now.state_dict())
+            found = probe.evaluate(*measured, image_group, images, device, dtype, args.probe_size)
             log.write(json.dumps(dict(step=step) | found) + "\n")
             started += time.perf_counter() - paused  # only the training counts
         epoch = step // per_epoch
-        if order is None or step % per_epoch == 0:
-            order = torch.randperm(n, generator=seeded(args.seed, epoch, 1))  # (N,)
-        batch = order[step % per_epoch * args.batch_size :][: args.batch_size][share].to(device)
+        if shuffled is None or step % per_epoch == 0:
+            shuffled = torch.randperm(n, generator=seeded(args.seed, epoch, 1))  # (N,)
+        batch = shuffled[step % per_epoch * args.batch_size :][: args.batch_size][share].to(device)
         drawn = pairs.draw(args.batch_size, seeded(args.seed, step, 2))
         drawn = [g[share] for g in drawn]  # (B, …) each, still on the CPU
         x1 = x[batch].to(torch.get_default_dtype()) / 255  # (B, C_in, H, H) in 0 … 1
@@ -590,7 +599,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
         scaler.scale(loss).backward()
         bad, stop = largest(device, not finite(loss, model, scaler), len(signals))
         if bad:
-            raise UsageError(f"loss or gradient is not finite at step {step}; {kept}")
+            raise UsageError(f"loss or gradient is not finite at step {step}; {advice}")
         scaler.step(optimizer)
         scaler.update()
         model.update_target()
@@ -620,7 +629,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
         sys.exit(128 + signals[0][0] if signals else 1)
     if rank > 0:
         return
-    signals.append((0, -math.inf))  # all is saved: from here on a signal ends the process
+    signals.append((0, -math.inf))  # all is saved: the next signal counts as a second one
 
     # ---- the end: only the first process
     log.close()
@@ -634,7 +643,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
         result["untrained"] = probe.evaluate(*networks, image_group, images, device, **measures)
     result |= config_of(args) | dict(probe_size=args.probe_size, before=args.before)
     result |= dict(classes=images.classes, parameters=parameters, train_seconds=round(seconds, 2))
-    result |= dict(processes=world, threads=torch.get_num_threads(), precision=name)
+    result |= dict(processes=world, threads=torch.get_num_threads(), precision=rounding)
     result |= dict(device=str(device), torch=torch.__version__)
     save(finished, lambda file: file.write(json.dumps(result, indent=1).encode()))
     say(f"{probe.report(result)}\ntrained {seconds:.0f} s   {args.out}")

@@ -222,6 +222,9 @@ def test_images_without_classes_and_a_test_folder(tmp_path, where):
 
 
 def test_what_is_refused_is_named(tmp_path):
+    for split in ("train", "test"):
+        write_images(tmp_path / "one" / split / "a", noise(1))
+    refuse("only one training image", root=tmp_path / "one")
     root = tmp_path / "none"
     refuse("no images found", "none", root=root)
     folder(root)

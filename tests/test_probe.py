@@ -399,7 +399,7 @@ FOUND = dict(
     **dict(invariance=[0.5, 1.5], equation1=[0.05, 0.3], axis=[0.2, 0.2]),
     **dict(retrieval=[60.0, 70.0], bins=[100.0, 99.0], top1=80.0, linear_one=50.0),
     **dict(linear_one_changed=20.0, linear_all=60.0, linear_all_changed=61.0),
-    **dict(knn_one=1.0, knn_all=2.0, test_images=400, loss="hssl"),
+    **dict(knn_one=1.0, knn_all=2.0, test_images=400, epochs=3),
 )
 
 
@@ -428,14 +428,14 @@ def test_the_report_is_a_table_beside_the_untrained_network():
     null = "0.25 by chance; eight grey values: 99.5"
     assert cells["finds its copy, %"] == ["1.50", "65.00", *null.split()]
     assert all(len(line) < 90 for line in lines)
-    alone = probe.report(FOUND | dict(loss="frozen")).splitlines()
+    alone = probe.report(FOUND | dict(epochs=0)).splitlines()
     assert alone[0].split() == ["untrained", "null"]
 
 
 def test_the_report_leaves_out_what_has_no_meaning():
     without_group = probe.report(FOUND | dict(equation1=None, axis=None))
     assert "error of Eq. 1" not in without_group and "top-1" in without_group
-    names = (*probe.CHANGE, "test_images", "loss")
+    names = (*probe.CHANGE, "test_images", "epochs")
     unlabelled = probe.report({name: FOUND[name] for name in names}).splitlines()
     assert [line[:8] for line in unlabelled[1:]] == ["error of", "change u", "finds it"]
 
@@ -525,6 +525,11 @@ def test_images_of_another_size_do_not_fit(unlabelled, tmp_path):
     with pytest.raises(train.UsageError, match="does not fit the images") as caught:
         probe.open_run(str(unlabelled / "r"), str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_learns_nothing_is_refused():
+    with pytest.raises(train.UsageError, match="--probe-size -5 is out of range"):
+        probe.main(["nowhere", "--probe-size", "-5"])
 
 
 @pytest.mark.slow

@@ -60,6 +60,20 @@ def test_a_run_moves_from_one_process_to_two(tiny, tmp_path):
     assert difference(checkpoint(tmp_path / "r"), checkpoint(tmp_path / "one")) < 1e-10
 
 
+def test_measuring_during_the_training_of_two_processes_changes_nothing(tiny, tmp_path):
+    """It is done by the first one alone, also before the first step."""
+    flags = [*tiny, "--epochs", 2]
+    assert live(tmp_path, [*flags, "--probe-epochs", 1, "--out", "one"], double=True)[0] == 0
+    first, second = live_together(tmp_path, [*flags, "--probe-epochs", 1], double=True)
+    assert first[0] == second[0] == 0, first[2] + second[2]
+    assert difference(checkpoint(tmp_path / "r"), checkpoint(tmp_path / "one")) < 1e-10
+    ours, theirs = [
+        [line["retrieval"] for line in log_of(tmp_path / name) if "retrieval" in line]
+        for name in ("r", "one")
+    ]
+    assert len(ours) == 2 and ours == theirs
+
+
 def test_a_signal_to_both_saves_and_ends_both(tiny, tmp_path):
     flags = [*tiny, "--epochs", 3]
     first, second = live_together(tmp_path, flags, die=("step", 6), how=[SIGTERM], double=True)

@@ -217,6 +217,18 @@ def test_other_images_are_refused(flags, unbroken, tmp_path, monkeypatch, finish
     assert contents(tmp_path) == before
 
 
+def test_a_finished_run_whose_images_have_moved_is_not_measured_again(
+    flags, unbroken, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(unbroken, "r")
+    shutil.copytree(flags[flags.index("--data-dir") + 1], "images")
+    monkeypatch.setattr(probe, "evaluate", None)
+    before = contents(tmp_path)
+    train.main([*map(str, flags), "--data-dir", "images"])
+    assert capsys.readouterr().out.startswith("r is finished\n") and contents(tmp_path) == before
+
+
 def cut(path, share):
     os.truncate(path, int(share * path.stat().st_size))
 

@@ -314,7 +314,7 @@ def test_the_flags_reach_the_network_and_what_is_drawn():
     assert f.convs[0].weight.shape[-1] == 3 and f.pool == "max" and f.sampled
     assert f.convs[0].delta is not None and f.channels == 64
     assert h[0].in_features == 2 * 64 and len(pairs.g0) == 2
-    assert pairs.pairs.counts.tolist() == [3, 3, 3, 3]  # euclidean: 2 at the ends
+    assert pairs.allowed.counts.tolist() == [3, 3, 3, 3]  # euclidean: 2 at the ends
     args = train.parse("--loss assl --group trans --strength 0.1".split())
     _, _, _, pairs, image_group = probe.network(vars(args), digits())
     assert image_group.order == 29 * 29 and len(pairs.changes) == 5 * 5  # 2 px of 29
