@@ -200,7 +200,7 @@ PICTURES = dict(taught=taught, scale=scale, knob=knob, published=published)
 PICTURES |= dict(figure2=figure2, riddle=riddle)
 
 if __name__ == "__main__":
-    needs = dict(taught="taught", scale="nearer", knob="knob", figure2="bundle")
+    needs = dict(taught="taught", scale="minute", knob="knob", figure2="bundle")
     for name in sys.argv[1:] or PICTURES:
         if name not in needs or len(load(needs[name])):
             figure = PICTURES[name]()

@@ -124,13 +124,13 @@ def answers():
     """The paper's sentences and what the runs say: a line each.
 
     In paper.json a sentence has the paper's numbers, the experiments that may test it (the first
-    that has its runs does), two arms a and b, and what it says of a - b in top-1."""
+    that has three seeds does), two arms a and b, and what it says of a - b in top-1."""
     lines, budgets = [], {}
     for sentence, theirs, experiments, a, b, asked in paper()["sentences"]:
         line = [sentence, theirs, "", "", "not tested here"]
         for frame in map(load, experiments.split()):
             found = difference(frame, "top1", a, b)
-            if found:
+            if found and found["seeds"] > 2:
                 means = f"{number(found['mean_a'], 'top1')}, {number(found['mean_b'], 'top1')}"
                 ours = f"{DATA[frame['dataset'].iloc[0]]}: {means} ({span(found, 'top1')})"
                 told = ANSWERS[claims.result(found["low"], found["high"], asked)]
