@@ -61,6 +61,8 @@ def nursery():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([ROOT, os.path.dirname(__file__)]))
         names = ["train", "matplotlib.pyplot", "lives", "test_distributed"]
+        # what probe.py imports late; else each life would take two seconds for it
+        names += ["sklearn.linear_model", "sklearn.model_selection", "sklearn.neighbors"]
         multiprocessing.get_context("forkserver").set_forkserver_preload(names)
         multiprocessing.forkserver.ensure_running()
 
