@@ -67,6 +67,7 @@ def test_counts_read_classes_only_where_they_differ():
     assert max(audit.classes(unknown, "rot")[:2]) < 65
 
 
+@pytest.mark.slow
 def test_the_command_on_a_folder_without_classes(tmp_path, monkeypatch, capsys):
     write_images(tmp_path / "train", (255 * strokes(60, 3).clamp(max=1)).to(torch.uint8))
     monkeypatch.setattr(

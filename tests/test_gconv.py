@@ -516,6 +516,7 @@ def test_compile_at_a_size_that_warns():
     assert torch.allclose(compiled(torch.ones(1, 1, 8, 8)), expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_takes_any_batch_size(strict):
     """From a layer and a network that were never called."""

@@ -311,6 +311,7 @@ def digits(train_size, test_size):
     return data.load("mnist5k", train_size=train_size, test_size=test_size)
 
 
+@pytest.mark.slow
 def test_pooled_read_outs_of_an_exact_network_are_the_same_on_turned_images(double):
     """To the last digit, trained or not: the free baseline."""
     images = digits(120, 60)
@@ -466,6 +467,7 @@ def unlabelled(nursery, tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_run_on_unlabelled_images_is_read_out_on_a_labelled_folder(unlabelled, capsys):
     trained_on = json.loads((unlabelled / "r/result.json").read_text())
     assert "top1" not in trained_on and trained_on["classes"] == []
@@ -478,6 +480,7 @@ def test_a_run_on_unlabelled_images_is_read_out_on_a_labelled_folder(unlabelled,
     assert told.out == probe.report(found) + "\n" and "top-1" in told.out
 
 
+@pytest.mark.slow
 def test_the_probe_measures_what_the_run_did(unlabelled, capsys):
     probe.main([str(unlabelled / "r"), "--data-dir", str(unlabelled / "data")])
     assert capsys.readouterr().err == ""
@@ -492,6 +495,7 @@ def spoil_step(folder):
     torch.save(saved | dict(step=1), folder / "checkpoint.pt")
 
 
+@pytest.mark.slow
 def test_the_probe_of_an_unfinished_run_says_so(unlabelled, tmp_path, capsys):
     shutil.copytree(unlabelled / "r", tmp_path / "r")
     spoil_step(tmp_path / "r")
@@ -510,6 +514,7 @@ SPOIL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", SPOIL)
 def test_a_folder_that_holds_no_run_is_told(unlabelled, tmp_path, monkeypatch, spoil):
     monkeypatch.chdir(tmp_path)
@@ -520,6 +525,7 @@ def test_a_folder_that_holds_no_run_is_told(unlabelled, tmp_path, monkeypatch, s
     assert "\n" not in str(caught.value) and not (tmp_path / "hacked").exists()
 
 
+@pytest.mark.slow
 def test_images_of_another_size_do_not_fit(unlabelled, tmp_path):
     write_images(tmp_path / "train", as_bytes(blobs(20, 40, 3)))
     with pytest.raises(train.UsageError, match="does not fit the images") as caught:

@@ -442,6 +442,7 @@ def needed(model, batch, recompute):
     return two + (batch - 2) * (four - two) / 2
 
 
+@pytest.mark.slow
 def test_jets_are_computed_again_only_where_memory_is_small(memory):
     """Our own count of what is kept decides, with a margin: seven tenths of the memory are used."""
     images = digits()
