@@ -291,16 +291,18 @@ def report(result):
 
 
 # ---- networks
+def acts_on_images(name, size):
+    """The group of `--group name` for images of size × size px."""
+    if name == "trans":
+        return groups.Translation(size, size)
+    return dict(rot=groups.Rotation, scale=groups.Scale, rotscale=groups.RotationScale)[name]()
+
+
 def network(config, images):
     """What a run's settings ask for → f, h, the classifier, what draws the pairs (see losses.py),
     and the group that acts on images.  Raises UsageError if they do not go together."""
     c_in, size = images.train_x.shape[1], images.train_x.shape[-1]
-    image_group = {
-        "trans": groups.Translation(size, size),
-        "rot": groups.Rotation(),
-        "scale": groups.Scale(),
-        "rotscale": groups.RotationScale(),
-    }[config["group"]]
+    image_group = acts_on_images(config["group"], size)
     about = dict(size=size, c_in=c_in, classes=max(2, len(images.classes)))
     about["mean"], about["std"] = data.mean_std(images.train_x)
     for name in ("group", "backbone", "width", "base_size", "functions", "pool"):
@@ -341,8 +343,8 @@ def open_run(folder, data_dir=None):
         print("note: these are not the images of the training", file=sys.stderr)
     f, _, classifier, _, image_group = network(config, images)
     # the classifier's linear layer is fitted anew, so that other classes are no matter
-    weights = {f"classifier.{k}": v for k, v in classifier.state_dict().items() if "linear" in k}
-    weights = saved["model"] | weights
+    fresh = {f"classifier.{k}": v for k, v in classifier.state_dict().items() if "linear" in k}
+    weights = saved["model"] | fresh
     try:
         for name, part in (("f.", f), ("classifier.", classifier)):
             own = {k: v for k, v in weights.items() if k.startswith(name)}

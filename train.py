@@ -497,7 +497,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     # ---- networks: the same on every process, from the seed
     torch.manual_seed(args.seed)
     f, h, classifier, pairs, image_group = probe.network(vars(args), images)
-    measured = copy.deepcopy((f, classifier))  # measuring changes modes and BatchNorm
+    untrained = copy.deepcopy((f, classifier))  # with the BatchNorm of one process
     model = Objective(args, f, h, classifier, pairs).to(device)
     if world > 1:
         synchronise(model, but=None if args.loss == "supervised" else classifier)
@@ -572,9 +572,10 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     while step < steps and not stop:
         if rank == 0 and args.probe_epochs and step % (args.probe_epochs * per_epoch) == 0:
             paused = time.perf_counter()
-            for part, now in zip(measured, (f, classifier)):
+            copies = copy.deepcopy(untrained)  # measuring changes modes and BatchNorm
+            for part, now in zip(copies, (f, classifier)):
                 part.to(device).load_state_dict(now.state_dict())
-            found = probe.evaluate(*measured, image_group, images, device, dtype, args.probe_size)
+            found = probe.evaluate(*copies, image_group, images, device, dtype, args.probe_size)
             log.write(json.dumps(dict(step=step) | found) + "\n")
             started += time.perf_counter() - paused  # only the training counts
         epoch = step // per_epoch
@@ -637,10 +638,8 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     measures = dict(dtype=dtype, most=args.probe_size, quiet=False)
     result = probe.evaluate(f, classifier, image_group, images, device, **measures)
     if args.before and steps:
-        torch.manual_seed(args.seed)
-        f, _, classifier, _, _ = probe.network(vars(args), images)
-        networks = f.to(device), classifier.to(device)
-        result["untrained"] = probe.evaluate(*networks, image_group, images, device, **measures)
+        before = [part.to(device) for part in untrained]
+        result["untrained"] = probe.evaluate(*before, image_group, images, device, **measures)
     result |= config_of(args) | dict(probe_size=args.probe_size, before=args.before)
     result |= dict(classes=images.classes, parameters=parameters, train_seconds=round(seconds, 2))
     result |= dict(processes=world, threads=torch.get_num_threads(), precision=rounding)
@@ -677,11 +676,12 @@ def open_log(path, step):
     kept = []
     if os.path.exists(path):
         with open(path) as file:
-            for line in file:
-                row = json.loads(line) if line.endswith("\n") else dict(step=step + 1)
-                # at `step` itself the loss has been logged, and --probe-epochs measures again
-                if row.get("step", -1) < step or (row["step"] == step and "loss" in row):
-                    kept.append(line)
+            lines = [line for line in file if line.endswith("\n")]
+        for line in lines:
+            row = json.loads(line)
+            # at `step` itself the loss has been logged, and --probe-epochs measures again
+            if row.get("step", -1) < step or (row["step"] == step and "loss" in row):
+                kept.append(line)
     kept = kept or [json.dumps(dict(argv=sys.argv)) + "\n"]
     save(path, lambda file: file.write("".join(kept).encode()))
     return open(path, "a")

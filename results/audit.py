@@ -9,7 +9,7 @@ of them is then changed once more, by itself.  For how many of 1,000 images is t
 nearest to the first one of the same image?
 
     grey bins   eight grey values, counted in each channel
-    all counts  12 to 24 numbers that g leaves unchanged or nearly so: these, edges, rings, moments
+    all counts  numbers that g leaves unchanged or nearly so (12 for scale): these, edges, moments
 
 The distance is Euclidean, after a linear map that makes the differences of two views equally large
 in all directions.  It is learned on training images, as the first layer of a network would be.  If
@@ -29,7 +29,6 @@ import torch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import data
-import groups
 import probe
 
 AUGMENTS = ("none", "shift", "jitter")
@@ -74,10 +73,10 @@ def counts(x, group):
 
 def two_views(x, group, augment, generator):
     """x (B, C_in, H, H) in 0 … 1 → x and T_g x, each with an augmentation of its own."""
-    acts = dict(rot=groups.Rotation(), scale=groups.Scale(), trans=groups.Translation(*x.shape[2:]))
-    elements = acts[group].augmentations()[1:]  # (M,): e is the first
+    image_group = probe.acts_on_images(group, x.shape[-1])
+    elements = image_group.augmentations()[1:]  # (M,): e is the first
     drawn = torch.randint(len(elements), (len(x),), generator=generator)
-    views = [x, acts[group].T(x, elements[drawn])]
+    views = [x, image_group.T(x, elements[drawn])]
     if augment == "none":
         return views
     u = torch.rand(2, len(x), 9, generator=generator)
@@ -86,7 +85,7 @@ def two_views(x, group, augment, generator):
 
 def found(learn, test):
     """Of two views' counts (N, n), and of those to be tested (B, n): per cent that are found."""
-    a, b = (counts.numpy() for counts in learn)
+    a, b = (s.numpy() for s in learn)
     middle, spread = a.mean(0), a.std(0) + 1e-9  # (n,) twice
     difference = (a - b) / spread  # (N, n)
     within = difference.T @ difference / len(difference)  # (n, n)
@@ -116,9 +115,10 @@ def classes(images, group):
     twice, and the share of the most frequent class."""
     train_x, test_x = images.train_x[:4000] / 255, images.test_x[:1000] / 255
     train_y, test_y = images.train_y[:4000], images.test_y[:1000]
+    pairs = [(probe.grey_bins(x), counts(x, group)) for x in (train_x, test_x)]
     read = []
-    for count in (probe.grey_bins, lambda x: counts(x, group)):
-        read += probe.linear_accuracy(count(train_x), train_y, (count(test_x), test_y))
+    for train, test in zip(*pairs):
+        read += probe.linear_accuracy(train, train_y, (test, test_y))
     return *read, 100 * float(test_y.bincount().max() / len(test_y))
 
 

@@ -88,7 +88,9 @@ def processes(rounds, folder):
             env = dict(os.environ, OMP_NUM_THREADS=threads)
             subprocess.run(command, check=True, capture_output=True, env=env)
             with open(os.path.join(out, "result.json")) as file:
-                speed[name].append(2 * 2560 / json.load(file)["train_seconds"])
+                result = json.load(file)
+            passes = result["epochs"] * result["train_size"]  # images
+            speed[name].append(passes / result["train_seconds"])
     return {name: statistics.median(values) for name, values in speed.items()}
 
 

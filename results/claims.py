@@ -38,6 +38,7 @@ def load(*names):
             with open(path) as file:
                 rows += [json.loads(line) | dict(experiment=name) for line in file]
     for row in rows:
+        row.setdefault("pairs", "own")  # older rows have no matched pairs
         row["arm"] = arm(row)
         row["error"] = mean_over_g(row, "error") if "equation1" in row else None
         for name in CHANGE:

@@ -149,7 +149,6 @@ def figure2():
     left.set_title("Left: H-SSL with larger base spaces")
     rows = load("distance")
     if not rows.empty:
-        rows["pairs"] = rows.get("pairs", pd.Series()).reindex(rows.index).fillna("own")
         shift = (rows["strength"] * 29).astype(int)
         whole = 4 * (rows["strength"] * 8).astype(int)  # in strides of 4 px, on a map of 8 × 8
         shift = shift.where(rows["pairs"] == "own", whole)

@@ -25,7 +25,7 @@ import zlib
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import train
-from results.experiments import EXPERIMENTS
+from results.experiments import EXPERIMENTS, NOT_RUNS
 
 # Flags that override those of a line, for each data set
 PAPER = "--train-size {} --batch-size 4096 --lr 0.1 --warmup-epochs 10 --width 1 --epochs {}"
@@ -71,7 +71,8 @@ def rows():
     folder = os.path.join(ROOT, "results")
     found = []
     for name in sorted(os.listdir(folder)):
-        if name.endswith(".jsonl") and name not in ("riddle.jsonl", "audit.jsonl"):
+        experiment, ending = os.path.splitext(name)
+        if ending == ".jsonl" and experiment not in NOT_RUNS:
             with open(os.path.join(folder, name)) as file:
                 found += [(name, json.loads(line)) for line in file]
     return found

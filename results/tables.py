@@ -19,6 +19,7 @@ import pandas as pd
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from results import claims
 from results.claims import GROUPS, LOSSES, by_seed, difference, load
+from results.experiments import NOT_RUNS
 
 DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10", "tiny-imagenet": "Tiny ImageNet"}
 HEADS = {  # measure → the head of its column
@@ -268,7 +269,7 @@ def bench():
 def spent():
     """How many runs are behind the page, and their hours."""
     names = [name[:-6] for name in sorted(os.listdir(claims.FOLDER)) if name.endswith(".jsonl")]
-    every = pd.concat([load(name) for name in names if name not in ("riddle", "audit")])
+    every = pd.concat([load(name) for name in names if name not in NOT_RUNS])
     every = every.drop_duplicates(["dataset", "arm", "seed", "epochs", "top1"])
     return f"{len(every)} runs, {every['train_seconds'].sum() / 3600:.1f} hours of training"
 

@@ -183,7 +183,7 @@ def queue(tmp_path):
     (tmp_path / "train.py").write_text(STUB)
     runs = dict(one=["--seed 0", "--seed 1"], two=["--seed  1", "--seed 2"], slow=["--seed 8"] * 2)
     runs |= dict(bad=["--seed 9", "--seed 3"])
-    (tmp_path / "results" / "experiments.py").write_text(f"EXPERIMENTS = {runs}")
+    (tmp_path / "results" / "experiments.py").write_text(f"NOT_RUNS = ()\nEXPERIMENTS = {runs}\n")
 
     def start(*flags):
         command = [sys.executable, "results/run.py", *flags]
