@@ -434,6 +434,7 @@ def build(
     std=(1.0,),
     base_size=1,
     functions=None,
+    extent=1,
     pool="mean",
 ):
     """The backbone f, head h and classifier that Appendix B gives for a data set and a group.
@@ -446,6 +447,7 @@ def build(
     c_in, mean, std   their channels, and the mean and standard deviation of each
     base_size         |g0|: h reads |g0|·C numbers
     functions, pool   see MNISTNet.  Only for "equivariant"
+    extent            likewise; of f, not of its classifier
     ValueError for values that do not go together.
     """
     backbones = ("equivariant", "cnn", "mlp")
@@ -456,7 +458,9 @@ def build(
     structured = backbone == "equivariant"
     axis = AXES[group] if structured else {}
     if structured:
-        f = network(kind, c_in=c_in, functions=functions, pool=pool, **axis, **inside)
+        f = network(
+            kind, c_in=c_in, functions=functions, extent=extent, pool=pool, **axis, **inside
+        )
     elif backbone == "mlp":
         f = MLP(c_in * size * size, **inside)
     elif group == "scale":

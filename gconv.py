@@ -258,9 +258,8 @@ def mix(y, w, rows, cols, bias):
     """W·(B ∗ y): the e² responses to the basis (the "jets"), then W at each position.
 
     The basis is separable and fixed.  So this takes two matrix products, and then e² = 9 multiply-
-    adds for each pair of channels and position instead of k² = 25 … 49: up to six times as fast
-    (results/bench.py).  The jets take e² times the memory of an
-    output with the channels of y.
+    adds for each pair of channels and position instead of k² = 25 … 49.  The jets take e² times
+    the memory of an output with y's channels.
     """
     n, c, height, width = y.shape
     out_height, e, _ = rows.shape
@@ -293,7 +292,7 @@ class Axis(NamedTuple):
     counts: list  # counts[g] images belong to slot g
     slots: torch.Tensor | None = None  # (B, n), those that were asked for; None: all
     sorting: torch.Tensor | None = None  # (N,), the index that sorts them by slot …
-    back: torch.Tensor | None = None  # … and the one that undoes it
+    back: torch.Tensor | None = None  # … and what undoes it
 
 
 def fold(z, order, slots=None):

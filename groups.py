@@ -99,18 +99,16 @@ class Translation(Group):
 
     height, width  size of the grid
     stride         pixels for one step of the grid: T moves by stride·(dy, dx), Γ by (dy, dx)
-    wrap           roll instead: an action if the image has stride·height × stride·width pixels
     """
 
     spatial = True  # the slots are the positions of the map: |G| = H'·W'
 
-    def __init__(self, height, width, stride=1, wrap=False):
+    def __init__(self, height, width, stride=1):
         if min(height, width, stride) < 1:
             raise ValueError(f"sizes must be at least 1, not {height}, {width}, {stride}")
         self.height = height
         self.width = width
         self.stride = stride
-        self.wrap = wrap
         self.order = height * width
 
     # Modulo the width the number of an element is its dx.
@@ -147,8 +145,7 @@ class Translation(Group):
             source = torch.arange(n, device=x.device) - step * shift[:, None]  # (B, n)
             source = source.view(shape)  # (B, …, n, …)
             x = x.gather(dim, (source % n).expand(x.shape))
-            if not self.wrap:
-                x = x.masked_fill((source < 0) | (source >= n), 0)
+            x = x.masked_fill((source < 0) | (source >= n), 0)
         return x
 
     def base_space(self, size):

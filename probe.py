@@ -167,7 +167,7 @@ def encode(f, classifier, x, device, dtype=None, image_group=None, batch=256, qu
 
 def linear_accuracy(train_v, train_y, *tests):
     """Logistic regression on standardised features, converged, C chosen on a fifth of the training
-    images (1 if too few are left for that).
+    images (with fewer than five images a class C = 1).
 
     train_v, train_y  (N, C) and (N,)
     tests             pairs of features (M, C) and labels (M,)
@@ -182,7 +182,8 @@ def linear_accuracy(train_v, train_y, *tests):
     grid = {"logisticregression__C": (0.001, 0.01, 0.1, 1.0, 10.0)}
     split = ShuffleSplit(1, test_size=0.2, random_state=0)
     learned, _ = next(split.split(train_v))
-    if len(train_y[learned].unique()) > 1:
+    enough = len(train_y) >= 5 * len(train_y.unique())
+    if enough and len(train_y[learned].unique()) > 1:
         model = GridSearchCV(model, grid, cv=split)
     with threadpool_limits(1):  # with two threads it takes four times as long
         model.fit(train_v.double().numpy(), train_y.numpy())
@@ -307,6 +308,7 @@ def network(config, images):
     about["mean"], about["std"] = data.mean_std(images.train_x)
     for name in ("group", "backbone", "width", "base_size", "functions", "pool"):
         about[name] = config[name]
+    about["extent"] = config.get("extent", 1)  # older runs have no such setting
     try:
         f, h, classifier = backbones.build(images.kind, **about)
         f.sampled = f.independent and config["slots"] == "sampled"

@@ -84,6 +84,7 @@ NUMBERS = {  # type, default, smallest, meaning
     ),
     "width": (float, 1.0, 1e-3, "factor for every number of channels"),
     "functions": (int, None, 1, "basis functions of the first layer (default all)"),
+    "extent": (int, 1, 1, "slots that a filter spans, 1 (the paper) … all (Eq. 4 as it is)"),
     "epsilon": (float, 0.0, 0, "break Eq. 1 by so much, relative to the weights"),
     "epochs": (int, None, 0, "passes over the images (default of these four: see below)"),
     "batch-size": (int, None, 2, "images in a step, over all processes"),
@@ -131,7 +132,7 @@ def parse(argv=None):
             raise UsageError(f"--{name} {value:g} is out of range: take {smallest} or more")
     if args.loss == "frozen":
         args.epochs = 0
-    args.slots = args.slots or ("sampled" if args.base_size == 1 else "all")
+    args.slots = args.slots or ("sampled" if args.base_size == args.extent == 1 else "all")
     if args.before is None:
         args.before = args.dataset in ("mnist5k", "folder")
     if args.out is None:
@@ -151,6 +152,7 @@ def parse(argv=None):
         distance=args.max_distance is not None,
         strength=args.augment == "shift" or shifts,
         functions=structured,
+        extent=structured,
         pool=structured,
         epsilon=structured,
     )

@@ -55,6 +55,7 @@ COMBINATIONS += [
     ("mnist", "trans", "--base-size 4 --max-distance 4 --distance topological"),
     ("mnist", "scale", "--epsilon 0.3 --pool max --functions 3"),
     ("mnist", "scale", "--loss assl --base-size 6"),
+    ("mnist", "rot", "--extent 4"),
 ]
 FAST = [COMBINATIONS[i] for i in (0, 3, 4, 10)]
 MARKED = [c if c in FAST else pytest.param(*c, marks=pytest.mark.slow) for c in COMBINATIONS]

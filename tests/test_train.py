@@ -315,6 +315,8 @@ def test_the_flags_reach_the_network_and_what_is_drawn():
     assert f.convs[0].delta is not None and f.channels == 64
     assert h[0].in_features == 2 * 64 and len(pairs.g0) == 2
     assert pairs.allowed.counts.tolist() == [3, 3, 3, 3]  # euclidean: 2 at the ends
+    f, *_ = probe.network(vars(train.parse(["--extent", "3"])), digits())
+    assert f.convs[1].extent == 3 and not f.sampled
     args = train.parse("--loss assl --group trans --strength 0.1".split())
     _, _, _, pairs, image_group = probe.network(vars(args), digits())
     assert image_group.order == 29 * 29 and len(pairs.changes) == 5 * 5  # 2 px of 29
@@ -329,6 +331,7 @@ def test_defaults_that_depend_on_other_flags():
     assert (args.slots, args.before, args.max_distance) == ("sampled", True, None)
     assert args.out == os.path.join("runs", "mnist5k-rot-hssl-equivariant-seed0")
     assert train.parse(["--base-size", "2"]).slots == "all"
+    assert train.parse(["--extent", "4"]).slots == "all"
     assert not train.parse(["--dataset", "cifar10"]).before
     assert not train.parse(["--no-before"]).before
     assert train.parse(["--loss", "frozen"]).epochs == 0
@@ -370,6 +373,10 @@ WRONG = {
     "--backbone mlp --pool max": "--pool changes nothing",
     "--backbone mlp --functions 3": "--functions changes nothing",
     "--backbone mlp --epsilon 0.1": "--epsilon changes nothing",
+    "--backbone mlp --extent 2": "--extent changes nothing",
+    "--extent 5": "extent is 1 … |G| = 4, not 5",
+    "--group trans --extent 2": "extent is 1 … |G| = 1, not 2",
+    "--extent 4 --epsilon 0.3": "it needs extent 1",
 }
 
 
