@@ -7,6 +7,7 @@ import nbformat
 import pytest
 import torch
 from conftest import ROOT, blobs, relative, trained
+from test_groups import check_axioms
 
 from backbones import Head, MNISTNet
 from gconv import GConv
@@ -32,13 +33,9 @@ def example():
     return SimpleNamespace(**names, code=code)
 
 
-def network(example, extent=1, conv=None, group=None):
-    return MNISTNet(
-        width=0.25,
-        extent=extent,
-        conv=conv or example.D4Conv,
-        group=group or example.D4(),
-    ).double()
+def network(example, extent=1, conv=None):
+    conv = conv or example.D4Conv
+    return MNISTNet(width=0.25, extent=extent, conv=conv, group=example.D4()).double()
 
 
 def by_element(f, x, group):
@@ -64,16 +61,8 @@ def test_the_definitions_are_short(example):
 
 # ---------------------------------------------------------------- the group
 def test_axioms(example):
-    group = example.D4()
-    a, b, c = torch.cartesian_prod(ALL, ALL, ALL).T  # (512,) each
-    one = group.product(group.product(a, b), c)
-    assert torch.equal(one, group.product(a, group.product(b, c)))
-    table = group.product(ALL[:, None], ALL)  # (8, 8), a Latin square: every row a permutation
-    assert all(torch.equal(row.sort().values, ALL) for row in (*table, *table.T))
-    assert torch.equal(table[0], ALL) and torch.equal(table[:, 0], ALL)
-    assert not group.product(ALL, group.inverse(ALL)).any()
-    assert not group.product(group.inverse(ALL), ALL).any()
-    assert commuting(group).sum() == 40  # not abelian
+    check_axioms(example.D4())
+    assert commuting(example.D4()).sum() == 40  # not abelian
 
 
 def test_T_and_Gamma_are_exact_actions(example):
