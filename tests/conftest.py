@@ -1,6 +1,7 @@
 """What the tests share: modules on the path, notebooks that run beside them, and images made of
 nothing but arithmetic."""
 
+import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -19,6 +20,7 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 if not os.environ.get("TEST_ON_GPU"):  # the tests are about the CPU; who has a GPU can use it
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+from data import UsageError
 
 # ---------------------------------------------------------------------------------- notebooks
 RUN = """import nbclient, nbformat, os, sys
@@ -118,6 +120,20 @@ def blobs(batch, size, c_in=1, margin=0, dtype=torch.float64, generator=None):
     images = torch.einsum("bcny,bcnx->bcyx", y, x)  # (B, C_in, size, size)
     frame = (u >= margin) & (u <= size - 1 - margin)
     return images * frame[:, None] * frame
+
+
+def as_bytes(x):
+    """Images in 0 … 1 as uint8; what is brighter is cut."""
+    return (255 * x).clamp(0, 255).to(torch.uint8)
+
+
+@contextlib.contextmanager
+def refused_in_one_line(*words):
+    """Something in this block raises UsageError, whose one line has these words."""
+    with pytest.raises(UsageError) as caught:
+        yield
+    told = str(caught.value)
+    assert "\n" not in told and all(word in told for word in words), told
 
 
 def relative(a, b):

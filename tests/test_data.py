@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import blobs, write_images
+from conftest import blobs, refused_in_one_line, write_images
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_pil_image
 
@@ -32,10 +32,8 @@ def folder(root, size=20, classes=("a", "b"), splits=("train", "test"), n=3):
 
 
 def refuse(*words, dataset="folder", root):
-    with pytest.raises(data.UsageError) as caught:
+    with refused_in_one_line(*words):
         data.load(dataset, str(root))
-    told = str(caught.value)
-    assert "\n" not in told and all(word in told for word in words), told
 
 
 # ----------------------------------------------------------------------------- whole data sets
@@ -77,22 +75,14 @@ def test_a_canvas_is_padded_or_cropped_on_the_right_and_below(monkeypatch):
     assert not large[..., 29:, :].any() and not large[..., 29:].any()
 
 
-@pytest.mark.parametrize(
-    "x, y, told",
-    [
-        (4, [0, 1, 1], "do not go together"),
-        (0, [], "do not go together"),
-        (3, [0, 1, 2], "do not go together"),
-        (3, [-1, 0, 1], "do not go together"),
-    ],
-)
-def test_labels_are_checked(monkeypatch, x, y, told):
+@pytest.mark.parametrize("x, y", [(4, [0, 1, 1]), (0, []), (3, [0, 1, 2]), (3, [-1, 0, 1])])
+def test_labels_are_checked(monkeypatch, x, y):
     good = noise(2, 28, 1), torch.tensor([0, 1])
     bad = noise(x, 28, 1), torch.tensor(y, dtype=torch.long)
     monkeypatch.setattr(data, "_mnist", lambda _: (good, good, ["a", "b"], "mnist"))
     assert data.load("mnist").test_y.sort().values.tolist() == [0, 1]
     monkeypatch.setattr(data, "_mnist", lambda _: (good, bad, ["a", "b"], "mnist"))
-    refuse(told, dataset="mnist", root="here")
+    refuse("do not go together", dataset="mnist", root="here")
 
 
 def test_damaged_mnist_files_are_named(tmp_path):
@@ -284,12 +274,13 @@ def test_a_damaged_exif_tag_does_not_block_a_photograph(tmp_path):
     assert data._read([path]).shape == (1, 3, 20, 20)
 
 
-@pytest.mark.parametrize("values, mode", [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")])
-@pytest.mark.parametrize("ending", ["tiff", "png"])
-def test_images_of_more_than_8_bits_are_refused(tmp_path, values, mode, ending):
+@pytest.mark.parametrize(
+    "mode, values, ending",
+    [("I;16", "uint16", "tiff"), ("I", "int32", "tiff"), ("F", "float32", "tiff")]
+    + [("I;16", "uint16", "png")],
+)
+def test_images_of_more_than_8_bits_are_refused(tmp_path, mode, values, ending):
     """Pillow turns all of them into RGB without a word, and everything above 255 into 255."""
-    if ending == "png" and mode != "I;16":
-        pytest.skip("no such file")
     path = tmp_path / f"train/a/deep.{ending}"
     root = folder(tmp_path)
     Image.fromarray((np.arange(400).reshape(20, 20) * 100).astype(values)).save(path)
@@ -358,16 +349,6 @@ def test_shift_against_a_loop(shape, strength):
     corners = torch.tensor([[0.0] * 9, [1.0] * 9])  # 1 itself is not drawn, but may be rounded to
     assert data.shift(x[:2], corners, strength).shape == x[:2].shape
     assert torch.equal(data.shift(x[:2], torch.full((2, 9), 0.5), strength), x[:2])
-
-
-def test_shift_takes_every_distance_as_often():
-    x = torch.zeros(7000, 1, 9, 9)
-    x[:, :, 4, 4] = 1
-    moved = data.shift(x, torch.rand(7000, 9), 0.34).flatten(1).argmax(1)  # 3 px
-    for found in (moved // 9, moved % 9):
-        counts = found.bincount(minlength=9)
-        assert counts[0] == counts[8] == 0
-        assert (counts[1:8] - 1000).abs().max() < 5 * math.sqrt(7000 * 6 / 49)  # 5 σ
 
 
 PLAIN = [0.5, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 1.0, 0.5]  # numbers with which jitter does nothing
