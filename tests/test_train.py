@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, relative
+from conftest import ROOT, refused_in_one_line, relative
 from lives import live, log_of
 from torch import nn
 
@@ -72,15 +72,6 @@ def test_lars_defaults_are_those_of_the_paper_it_follows():
     assert {name: group[name] for name in expected} == expected
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_an_adapted_step_has_the_same_length_for_every_gradient(scale):
-    w = nn.Parameter(torch.randn(5, 7))
-    before = w.detach().clone()
-    w.grad = scale * torch.randn(5, 7)
-    train.LARS([w], lr=2.0, weight_decay=0.0, eta=0.001).step()
-    assert float((w - before).detach().norm() / before.norm()) == pytest.approx(0.002, rel=1e-4)
-
-
 def test_the_rate_warms_up_and_decays_to_zero():
     rate = [train.learning_rate(t, 100, 10, 2.0) for t in range(101)]
     assert rate[0] == pytest.approx(2 / 11) and rate[10] == 2.0
@@ -107,12 +98,12 @@ def digits(n=64):
     return data.Data(x, y, x[:20], y[:20], ["a", "b", "c"], "mnist")
 
 
-def objective(flags, images=None):
-    """An `Objective` as train.py makes it → it, and its flags."""
+def objective(flags):
+    """An `Objective` as train.py makes it."""
     args = train.parse([*flags.split(), "--width", "0.0625", "--batch-size", "6"])
     torch.manual_seed(args.seed)
-    f, h, classifier, pairs, _ = probe.network(vars(args), images or digits())
-    return train.Objective(args, f, h, classifier, pairs), args
+    f, h, classifier, pairs, _ = probe.network(vars(args), digits())
+    return train.Objective(args, f, h, classifier, pairs)
 
 
 @pytest.mark.parametrize("loss", ["hssl", "assl", "hssl --augment shift"])
@@ -120,7 +111,7 @@ def objective(flags, images=None):
 def test_each_objective_is_the_loss_of_its_name(loss, name):
     """Not on equal slow and fast networks, nor with W = 1/D."""
     tau = "" if name in ("byol", "simsiam") else " --tau 0.3"
-    model, _ = objective(f"--loss {loss} --objective {name} --group rot{tau}")
+    model = objective(f"--loss {loss} --objective {name} --group rot{tau}")
     model.eval()
     nn.init.normal_(model.f.convs[2].weight)
     if name == "bilinear":
@@ -162,7 +153,7 @@ LEARNS = {
 @pytest.mark.parametrize("flags", LEARNS)
 def test_what_learns_and_what_does_not(flags):
     """Every parameter that asks for a gradient gets one, and the slow copy none."""
-    model, _ = objective(f"{flags} --group rot")
+    model = objective(f"{flags} --group rot")
     drawn = model.pairs.draw(6, torch.Generator().manual_seed(0))
     loss, _, _ = model(torch.rand(6, 1, 29, 29), None, torch.arange(6) % 3, *drawn)
     loss.backward()
@@ -173,7 +164,7 @@ def test_what_learns_and_what_does_not(flags):
 
 
 def test_byol_follows_with_a_momentum_of_099():
-    model, _ = objective("--objective byol --group rot")
+    model = objective("--objective byol --group rot")
     slow = [p.clone() for p in model.target.parameters()]
     fast = [*model.f.parameters(), *model.h.parameters()]
     for p in fast:
@@ -181,23 +172,18 @@ def test_byol_follows_with_a_momentum_of_099():
     model.update_target()
     for new, old, p in zip(model.target.parameters(), slow, fast, strict=True):
         assert torch.allclose(new, 0.99 * old + 0.01 * p, atol=1e-6)
-    other, _ = objective("--objective simsiam --group rot")
+    other = objective("--objective simsiam --group rot")
     other.update_target()  # has no slow copy
 
 
-def test_supervised_training_raises_the_logit_of_the_label():
-    """Cross-entropy of f's classifier, and a step against its gradient lowers it."""
-    model, args = objective("--loss supervised --group rot")
+def test_supervised_training_is_cross_entropy():
+    model = objective("--loss supervised --group rot")
     model.eval()
     x, y = torch.rand(6, 1, 29, 29), torch.arange(6) % 3
     logits = model.classifier(model.f(x))
     loss, _, _ = model(x, None, y)
     right = logits.softmax(1)[torch.arange(6), y]
     assert torch.allclose(loss, -right.log().mean())
-    loss.backward()
-    learned = [p for p in model.parameters() if p.requires_grad]
-    train.LARS(learned, lr=0.1, weight_decay=args.weight_decay).step()
-    assert model(x, None, y)[0] < loss
 
 
 # ------------------------------------------------------------------- the loop, step by step
@@ -205,17 +191,15 @@ def test_supervised_training_raises_the_logit_of_the_label():
 def watched(monkeypatch, tmp_path):
     """Run the command here, on random images, up to the measures → what the loop did."""
 
-    def run(*flags, images=None):
-        seen = SimpleNamespace(x=[], x2=[], y=[], g=[], optimizer=None, rates=[], args=None)
+    def run(*flags):
+        seen = SimpleNamespace(x=[], x2=[], y=[], g=[], optimizer=None, rates=[])
         forward, step = train.Objective.forward, train.LARS.step
 
         def watch_forward(model, x, x2, labels, *drawn):
-            seen.args = model.args
-            if model.training:
-                seen.x.append(x)
-                seen.x2.append(x2)
-                seen.y.append(labels)
-                seen.g.append(torch.stack(drawn[1:]))
+            seen.x.append(x)
+            seen.x2.append(x2)
+            seen.y.append(labels)
+            seen.g.append(torch.stack(drawn[1:]))
             return forward(model, x, x2, labels, *drawn)
 
         def watch_step(optimizer):
@@ -223,21 +207,17 @@ def watched(monkeypatch, tmp_path):
             seen.optimizer = optimizer
             return step(optimizer)
 
-        def load(*chosen):
-            seen.chosen = chosen
-            return images or digits()
-
         with monkeypatch.context() as patch:
             patch.chdir(tmp_path)
             patch.setattr(train.Objective, "forward", watch_forward)
             patch.setattr(train.LARS, "step", watch_step)
-            patch.setattr(data, "load", load)
+            patch.setattr(data, "load", lambda *chosen: digits())
             patch.setattr(train, "note_signals", lambda say: [])
             patch.setattr(train, "measure", lambda *_: {})
             patch.setattr(train, "lock", lambda folder: None)
             patch.setattr(train, "fit_into_memory", lambda *more: None)
             patch.setattr(probe, "draw_curves", lambda folder: None)
-            patch.setattr(probe, "evaluate", lambda *more, **named: dict(seen=[more, named]) and {})
+            patch.setattr(probe, "evaluate", lambda *more, **named: {})
             patch.setattr(probe, "report", lambda result: "")
             small = ["--width", "0.0625", "--batch-size", "8", "--epochs", "2", "--amp", "off"]
             train.main([*small, *map(str, flags)])
@@ -384,9 +364,8 @@ WRONG = {
 def test_wrong_usage_is_refused_in_one_line_and_leaves_nothing(tmp_path, monkeypatch, flags):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "note_signals", None)  # it would train here
-    with pytest.raises(train.UsageError) as caught:
+    with refused_in_one_line(WRONG[flags]):
         train.main(flags.split())
-    assert WRONG[flags] in str(caught.value) and "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -485,7 +464,7 @@ def test_a_preset_that_can_not_run_here_is_refused_before_it_writes(tmp_path, mo
     images = digits()
     monkeypatch.setattr(data, "load", lambda *chosen: images)
     monkeypatch.setattr(train, "note_signals", None)
-    with pytest.raises(train.UsageError, match="take --batch-size"):
+    with refused_in_one_line("take --batch-size"):
         train.main(["--batch-size", "64", "--out", "r"])
     assert not list(tmp_path.iterdir())
 
