@@ -62,7 +62,7 @@ def nursery():
     """Start the process that lives are forked from, see lives.py.  Use it wherever one is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([ROOT, os.path.dirname(__file__)]))
-        names = ["train", "matplotlib.pyplot", "lives", "test_distributed"]
+        names = ["train", "matplotlib.pyplot", "lives"]
         # what probe.py imports late; else each life would take two seconds for it
         names += ["sklearn.linear_model", "sklearn.model_selection", "sklearn.neighbors"]
         multiprocessing.get_context("forkserver").set_forkserver_preload(names)
