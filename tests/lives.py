@@ -4,6 +4,7 @@ A life is forked from a process that has imported train.py and has never run a t
 fixture `nursery`), so that it costs tenths of a second."""
 
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -26,7 +27,8 @@ def life(folder, flags, die=None, how=(signal.SIGKILL,), hang=False, env=None, *
 
     die   ("call", n): at its n-th call of a function.  ("byte", n): after n bytes of checkpoints.
           ("replace", n): before the n-th checkpoint replaces an older one.  ("step", n): before
-          step n.  Then this process gets the signals `how`, all but the first a second later
+          step n.  ("measuring", n): before it measures for the n-th time.  Then this process gets
+          the signals `how`, each a second after the one before
     hang  … and hangs
     env   variables of the environment
     world what else is different, see `change`"""
@@ -115,43 +117,34 @@ def at_byte(n, fault):
     train.open = mortal_open
 
 
-def at_replace(n, fault):
-    replace = os.replace
-    left = n
+def before(module, name, comes, fault):
+    """Die before that call of module.name for whose arguments `comes` is true."""
+    act = getattr(module, name)
 
-    def mortal(source, target):
-        nonlocal left
-        left -= target.endswith("checkpoint.pt")
-        if left == 0:
+    def mortal(*more, **named):
+        if comes(*more):
             fault()
-        replace(source, target)
+        return act(*more, **named)
 
-    os.replace = mortal
+    setattr(module, name, mortal)
+
+
+def at_replace(n, fault):
+    number = itertools.count(1)
+
+    def comes(source, target):
+        return target.endswith("checkpoint.pt") and next(number) == n
+
+    before(os, "replace", comes, fault)
 
 
 def at_step(n, fault):
-    rate = train.learning_rate
-
-    def mortal(step, *more):
-        if step == n:
-            fault()
-        return rate(step, *more)
-
-    train.learning_rate = mortal
+    before(train, "learning_rate", lambda step, *more: step == n, fault)
 
 
 def at_measuring(n, fault):
-    evaluate = probe.evaluate
-    left = n
-
-    def mortal(*more, **named):
-        nonlocal left
-        left -= 1
-        if left == 0:
-            fault()
-        return evaluate(*more, **named)
-
-    probe.evaluate = mortal
+    number = itertools.count(1)
+    before(probe, "evaluate", lambda *more: next(number) == n, fault)
 
 
 FAULTS = dict(call=at_call, byte=at_byte, replace=at_replace, step=at_step, measuring=at_measuring)
@@ -183,17 +176,17 @@ def live(folder, flags, **fault):
     return end(begin(folder, flags, **fault), folder)
 
 
-def live_together(folder, flags, world=2, faults=None, **fault):
-    """The command in several processes that meet on a free port, in folder/0, folder/1, …, with
+def live_together(folder, flags, faults=None, **fault):
+    """The command in two processes that meet on a free port, in folder/0 and folder/1, with
     --out folder/r → (exit status, stdout, stderr) of each.
 
-    fault   what all have;  faults: {rank: what this one has}"""
+    fault   what both have;  faults: {rank: what this one has}"""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = []
-    for rank in range(world):
-        env = dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    for rank in range(2):
+        env = dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
         env |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         there = folder / str(rank)
         own = fault | (faults or {}).get(rank, {})
@@ -235,6 +228,11 @@ def same(a, b):
 def log_of(folder):
     """The lines of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def logged(folder, name):
+    """The values with this name in metrics.jsonl, in order."""
+    return [line[name] for line in log_of(folder) if name in line]
 
 
 def contents(folder):

@@ -6,7 +6,7 @@ from signal import SIGKILL, SIGTERM
 import pytest
 import torch
 from conftest import write_images
-from lives import checkpoint, contents, live, live_together, log_of, refused, tensors
+from lives import checkpoint, contents, live, live_together, logged, refused, tensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nursery")]
 
@@ -44,10 +44,7 @@ def test_two_processes_train_as_one(tiny, tmp_path, more):
     one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "r")
     assert one["step"] == two["step"] == one["steps"] > 3
     assert difference(two, one) < 1e-10
-    ours, theirs = [
-        [line["lr"] for line in log_of(tmp_path / name) if "lr" in line] for name in ("r", "one")
-    ]
-    assert ours == theirs
+    assert logged(tmp_path / "r", "lr") == logged(tmp_path / "one", "lr")
 
 
 def test_a_run_moves_from_one_process_to_two(tiny, tmp_path):
@@ -67,10 +64,7 @@ def test_measuring_during_the_training_of_two_processes_changes_nothing(tiny, tm
     first, second = live_together(tmp_path, [*flags, "--probe-epochs", 1], double=True)
     assert first[0] == second[0] == 0, first[2] + second[2]
     assert difference(checkpoint(tmp_path / "r"), checkpoint(tmp_path / "one")) < 1e-10
-    ours, theirs = [
-        [line["retrieval"] for line in log_of(tmp_path / name) if "retrieval" in line]
-        for name in ("r", "one")
-    ]
+    ours, theirs = [logged(tmp_path / name, "retrieval") for name in ("r", "one")]
     assert len(ours) == 2 and ours == theirs
 
 

@@ -11,7 +11,7 @@ from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
 import pytest
 import torch
 from conftest import as_bytes, blobs, refused_in_one_line, write_images
-from lives import begin, checkpoint, contents, live, log_of, refused, same
+from lives import begin, checkpoint, contents, live, log_of, logged, refused, same
 
 import probe
 import train
@@ -45,8 +45,7 @@ def refuse(flags, *words):
 def assert_whole(folder, unbroken):
     """A run has ended as an unbroken one does, and its log has each step once."""
     assert same(checkpoint(folder), checkpoint(unbroken))
-    steps = [line["step"] for line in log_of(folder) if "step" in line]
-    assert steps == [line["step"] for line in log_of(unbroken) if "step" in line]
+    assert logged(folder, "step") == logged(unbroken, "step")
     assert not list(folder.glob("*.tmp"))
     ours, theirs = [json.loads((run / "result.json").read_text()) for run in (folder, unbroken)]
     assert ours | dict(train_seconds=0) == theirs | dict(train_seconds=0)
@@ -86,7 +85,7 @@ def test_stopped_by_a_signal_and_continued(flags, tmp_path, unbroken):
         assert checkpoint(tmp_path / "r")["step"] == step + 1
     assert not (tmp_path / "r/result.json").exists()
     assert live(tmp_path, flags)[0] == 0
-    ours = [line["step"] for line in log_of(tmp_path / "r") if "step" in line]
+    ours = logged(tmp_path / "r", "step")
     assert ours == sorted(set(ours)), "no step twice"  # one that was stopped has no line
     assert same(checkpoint(tmp_path / "r"), checkpoint(unbroken))
 
