@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -111,21 +110,10 @@ def test_a_claim_waits_for_all_five_seeds_and_no_other_seed_counts(folder):
 
 
 # ---------------------------------------------------------------- the page
-def test_the_committed_page_is_what_the_rows_say_and_its_links_exist():
+def test_the_committed_page_is_what_the_rows_say():
     with open(os.path.join(claims.FOLDER, "README.md")) as file:
         page = file.read()
     assert page == tables.page(), "python results/tables.py"
-    anchors = {
-        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-")
-        for h in re.findall(r"^#+ (.*)", page, re.M)
-    }
-    for link in re.findall(r"\]\(([^)]+)\)", page):
-        there = (
-            link[1:] in anchors
-            if link[0] == "#"
-            else os.path.exists(os.path.join(claims.FOLDER, link))
-        )
-        assert there, link
 
 
 def test_a_page_of_all_runs_and_of_none(folder):
