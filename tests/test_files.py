@@ -44,6 +44,15 @@ def read(path):
         return file.read()
 
 
+def run(code, folder=ROOT):
+    """A program in a process of its own → what it prints."""
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=folder, text=True, capture_output=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def short(path):
     return os.path.relpath(path, ROOT)
 
@@ -120,11 +129,7 @@ def test_a_file_copied_out_works_with_the_siblings_it_names(tmp_path, name):
         needed = more
     for file in needed:
         shutil.copy(os.path.join(ROOT, f"{file}.py"), tmp_path)
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    code = f"import torch, {name}\n{TRY[name]}"
-    line = [sys.executable, "-c", code]
-    done = subprocess.run(line, cwd=tmp_path, text=True, capture_output=True, env=env)
-    assert done.returncode == 0, done.stderr
+    run(f"import torch, {name}\n{TRY[name]}", tmp_path)
 
 
 # ------------------------------------------------------------------------------ pages
@@ -133,10 +138,7 @@ def test_the_readme_snippet_prints_what_it_says():
     """The first python block of the README as it stands: each `# prints` comment is printed."""
     block = re.search(r"```python\n(.*?)```", read("README.md"), re.S).group(1)
     expected = re.findall(r"# prints (.*)", block)
-    line = [sys.executable, "-c", block]
-    done = subprocess.run(line, cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert expected and done.stdout.strip().split("\n") == [e.strip() for e in expected]
+    assert expected and run(block).strip().split("\n") == [e.strip() for e in expected]
 
 
 @pytest.mark.parametrize("page", ["README.md", "results/README.md"])
@@ -153,12 +155,6 @@ def test_links_and_anchors_lead_somewhere(page):
             titles = [line for line in read(target).splitlines() if line.startswith("#")]
             titles = [re.sub(r"[^\w -]", "", title.strip().lstrip("# ")) for title in titles]
             assert anchor in [title.lower().replace(" ", "-") for title in titles], link
-
-
-def test_tests_that_the_readme_names_are_there():
-    code = "".join(read(path) for path in SCRIPTS if os.sep + "test_" in path)
-    for name in re.findall(r"`(test_\w+)`", read("README.md")):
-        assert f"def {name}(" in code, name
 
 
 # ------------------------------------------------------------------- notebooks and weights
@@ -195,6 +191,4 @@ def test_the_lines_that_load_the_weights_run():
         name = os.path.basename(path)[:-3]
         order = 4 if name.startswith("rot") else 6
         code += block.replace("rot-hssl", name) + f"\nassert z.shape == (2, {order}, 128)\n"
-    line = [sys.executable, "-c", code]
-    done = subprocess.run(line, cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
+    run(code)
