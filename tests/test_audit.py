@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT, blobs, write_images
+from conftest import ROOT, as_bytes, blobs, write_images
 
 import data
 import groups
@@ -15,7 +15,7 @@ ACTS = dict(rot=groups.Rotation(), scale=groups.Scale(), trans=groups.Translatio
 
 def images(x, y=None, classes=()):
     """Data whose training and test images are the halves of x (N, C_in, 29, 29) in 0 … 1."""
-    x = (255 * x.clamp(max=1)).to(torch.uint8)
+    x = as_bytes(x)
     half = len(x) // 2
     labels = (None, None) if y is None else (y[:half], y[half:])
     return data.Data(x[:half], labels[0], x[half:], labels[1], list(classes), "mnist")
@@ -69,10 +69,9 @@ def test_counts_read_classes_only_where_they_differ():
 
 @pytest.mark.slow
 def test_the_command_on_a_folder_without_classes(tmp_path, monkeypatch, capsys):
-    write_images(tmp_path / "train", (255 * strokes(60, 3).clamp(max=1)).to(torch.uint8))
-    monkeypatch.setattr(
-        "sys.argv", ["audit.py", "--dataset", "folder", "--data-dir", str(tmp_path)]
-    )
+    write_images(tmp_path / "train", as_bytes(strokes(60, 3)))
+    flags = ["--dataset", "folder", "--data-dir", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["audit.py", *flags])
     audit.main()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 10 and lines[1].split() == ["rot", "none", "100.0", "100.0", "16.7"]

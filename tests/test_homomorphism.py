@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, blobs
+from conftest import ROOT, as_bytes, blobs
 from torch import nn
 
 import groups
@@ -26,20 +26,6 @@ def exact(width=0.125):
     f = MNISTNet(rotations=4, width=width)
     f(blobs(8, 29))
     return f.eval()
-
-
-class Known(nn.Module):
-    """A network whose four fibers we choose: `of` makes (B, 4, C) from images."""
-
-    def __init__(self, of):
-        super().__init__()
-        self.of = of
-
-    def read(self, v):
-        return v  # (B, 4, C)
-
-    def forward(self, x):
-        return self.of(x)
 
 
 # ---------------------------------------------------------------- Γ
@@ -73,7 +59,8 @@ def test_gradients(double):
 
 
 def test_the_sixteen_slots_of_the_mlp_become_four_blocks():
-    f = Known(lambda x: x)
+    f = nn.Identity()  # its images are its fibers
+    f.read = lambda z: z
     v = four_fibers(f, torch.arange(16.0).view(1, 16, 1))
     assert v.tolist() == [[[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]]
 
@@ -195,7 +182,7 @@ class Small(nn.Sequential):
 
 
 def pixels():
-    return (255 * blobs(32, 29, dtype=torch.float32)).clamp(0, 255).byte()  # (32, 1, 29, 29)
+    return as_bytes(blobs(32, 29, dtype=torch.float32))  # (32, 1, 29, 29)
 
 
 @pytest.mark.parametrize("share, extra", [(0, 0), (0.25, 4), (1, 16)])
