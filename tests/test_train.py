@@ -51,11 +51,8 @@ def test_lars_against_steps_by_hand(double):
         dict(lr=0.3, momentum=0.5, weight_decay=0.0, eta=0.1),
     ]
     parameters = [nn.Parameter(p.clone()) for p in start]
-    groups = [
-        dict(params=parameters[:3], **numbers[0]),
-        dict(params=parameters[3:], **numbers[1]),
-    ]
-    optimizer = train.LARS(groups)
+    halves = parameters[:3], parameters[3:]
+    optimizer = train.LARS([dict(params=p, **n) for p, n in zip(halves, numbers)])
     for step in grads:
         for p, g in zip(parameters[:5], step):
             p.grad = g.clone()
@@ -90,11 +87,10 @@ def test_draws_depend_on_their_key_alone():
 
 
 # -------------------------------------------------------------------------- what is learned
-def digits(n=64):
-    """A data set made of nothing but random numbers: n images of 29 px in 3 classes."""
-    x = torch.randint(256, (n, 1, 29, 29), generator=torch.Generator().manual_seed(0))
-    y = torch.arange(n) % 3
-    x = x.to(torch.uint8)
+def digits():
+    """A data set made of nothing but random numbers: 64 images of 29 px in 3 classes."""
+    x = torch.randint(256, (64, 1, 29, 29), generator=torch.Generator().manual_seed(0)).byte()
+    y = torch.arange(64) % 3
     return data.Data(x, y, x[:20], y[:20], ["a", "b", "c"], "mnist")
 
 
@@ -431,9 +427,7 @@ def needed(model, batch, recompute):
 @pytest.mark.slow
 def test_jets_are_computed_again_only_where_memory_is_small(memory):
     """Our own count of what is kept decides, with a margin: seven tenths of the memory are used."""
-    images = digits()
-    x = torch.zeros(4, 3, 31, 31, dtype=torch.uint8)
-    images = images._replace(train_x=x, train_y=torch.arange(4) % 3, kind="cifar10")
+    images = digits()._replace(train_x=torch.zeros(4, 3, 31, 31).byte(), kind="cifar10")
     args = train.parse("--loss assl --batch-size 100 --width 0.25".split())
     model = train.Objective(args, *probe.network(vars(args), images)[:4])
     much, little = [needed(model, 100, recompute) for recompute in (False, True)]
@@ -461,8 +455,7 @@ def test_jets_are_computed_again_only_where_memory_is_small(memory):
 def test_a_preset_that_can_not_run_here_is_refused_before_it_writes(tmp_path, monkeypatch, memory):
     monkeypatch.chdir(tmp_path)
     memory(2**20)
-    images = digits()
-    monkeypatch.setattr(data, "load", lambda *chosen: images)
+    monkeypatch.setattr(data, "load", lambda *chosen: digits())
     monkeypatch.setattr(train, "note_signals", None)
     with refused_in_one_line("take --batch-size"):
         train.main(["--batch-size", "64", "--out", "r"])
