@@ -481,7 +481,6 @@ def test_the_probe_of_an_unfinished_run_says_so(unlabelled, tmp_path, capsys):
 
 
 SPOIL = {
-    "no folder": lambda r: shutil.rmtree(r),
     "no checkpoint": lambda r: (r / "checkpoint.pt").unlink(),
     "cut": lambda r: os.truncate(r / "checkpoint.pt", 1000),
     "hostile": lambda r: (r / "checkpoint.pt").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR."),
@@ -523,16 +522,13 @@ def test_the_probe_says_it_in_one_line(tmp_path):
 
 @pytest.mark.parametrize("kind", ["full", "supervised", "none yet", "collapsed"])
 def test_curves_are_drawn(tmp_path, kind):
-    lines = [dict(argv=["train.py"])]
-    for step in range(1, 5):
-        line = dict(step=step, loss=1 / step)
-        if kind in ("full", "collapsed"):
-            line |= dict(positive_similarity=0.5, negative_similarity=0.1, spread=0.9, chance=2)
-            line |= dict(invariance=1 / step, equation1=0.1)
-        if kind == "collapsed":
-            line |= dict(invariance=None, equation1=None)
-        if kind != "none yet":
-            lines.append(line)
+    line = dict(loss=2.0)
+    if kind in ("full", "collapsed"):
+        line |= dict(positive_similarity=0.5, negative_similarity=0.1, spread=0.9, chance=2)
+        distance = 0.1 if kind == "full" else None
+        line |= dict(invariance=distance, equation1=distance)
+    steps = [] if kind == "none yet" else range(1, 5)
+    lines = [dict(argv=["train.py"]), *[line | dict(step=step) for step in steps]]
     lines.append(dict(step=4, top1=80.0))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     probe.draw_curves(str(tmp_path))
