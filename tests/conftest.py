@@ -122,6 +122,20 @@ def blobs(batch, size, c_in=1, margin=0, dtype=torch.float64, generator=None):
     return images * frame[:, None] * frame
 
 
+def noise(n, size=20, channels=3):
+    """(n, channels, size, size) uint8; size: also (height, width)."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.randint(256, (n, channels, height, width), dtype=torch.uint8)
+
+
+def folder(root, size=20, classes=("a", "b"), splits=("train", "test"), n=3):
+    """A folder of n random images for each class and split → its name."""
+    for split in splits:
+        for c in classes:
+            write_images(root / split / c, noise(n, size))
+    return str(root)
+
+
 def as_bytes(x):
     """Images in 0 … 1 as uint8; what is brighter is cut."""
     return (255 * x).clamp(0, 255).to(torch.uint8)

@@ -10,25 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import blobs, refused_in_one_line, write_images
+from conftest import blobs, folder, noise, refused_in_one_line, write_images
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_pil_image
 
 import data
-
-
-def noise(n, size=20, channels=3):
-    """(n, channels, size, size) uint8; size: also (height, width)."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return torch.randint(256, (n, channels, height, width), dtype=torch.uint8)
-
-
-def folder(root, size=20, classes=("a", "b"), splits=("train", "test"), n=3):
-    """A folder of n images for each class and split → its name."""
-    for split in splits:
-        for c in classes:
-            write_images(root / split / c, noise(n, size))
-    return str(root)
 
 
 def refuse(*words, dataset="folder", root):

@@ -4,8 +4,7 @@ ends both."""
 from signal import SIGKILL, SIGTERM
 
 import pytest
-import torch
-from conftest import write_images
+from conftest import folder
 from lives import checkpoint, contents, live, live_together, logged, refused, tensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nursery")]
@@ -108,13 +107,11 @@ def test_what_is_wrong_ends_both_processes(tiny, tmp_path, flags):
 
 
 def test_a_spoiled_image_ends_both_processes(tiny, tmp_path):
-    root = tmp_path / "images"
-    for part in ("train/a", "train/b", "test/a", "test/b"):
-        write_images(root / part, torch.randint(256, (20, 3, 16, 16), dtype=torch.uint8))
-    (root / "train/b/3.png").write_bytes(b"no image")
+    root = folder(tmp_path / "images")
+    (tmp_path / "images/train/b/2.png").write_bytes(b"no image")
     ends = live_together(tmp_path, [*tiny, "--data-dir", root, "--epochs", 1])
     assert [status for status, _, _ in ends] == [2, 2], ends
-    refused(ends[0], "3.png can't be read")
+    refused(ends[0], "2.png can't be read")
     assert ends[1][2] == "" and not (tmp_path / "r").exists()
 
 

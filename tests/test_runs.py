@@ -4,13 +4,12 @@ import json
 import os
 import random
 import shutil
-import signal
 import time
 from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
 
 import pytest
 import torch
-from conftest import as_bytes, blobs, refused_in_one_line, write_images
+from conftest import folder, refused_in_one_line
 from lives import begin, checkpoint, contents, live, log_of, logged, refused, same
 
 import probe
@@ -194,8 +193,7 @@ def test_other_images_are_refused(flags, unbroken, tmp_path, monkeypatch, finish
     shutil.copytree(unbroken, "r")
     if not finished:
         (tmp_path / "r/result.json").unlink()
-    for part in ("train/0", "train/1", "test/0", "test/1"):
-        write_images(tmp_path / "images" / part, as_bytes(blobs(20, 16, 3)))
+    folder(tmp_path / "images")
     before = contents(tmp_path)
     refuse([*flags, "--data-dir", tmp_path / "images"], "a run on other images")
     assert contents(tmp_path) == before
@@ -336,4 +334,3 @@ def test_a_whole_run_in_its_own_words(tiny, tmp_path):
     assert "argv" in log[0] and [line["step"] for line in log[1:]] == [4, 8]
     assert log[1]["lr"] == pytest.approx(train.learning_rate(3, 8, 2, 0.25))
     assert log[1]["chance"] == pytest.approx(train.losses.chance(32))
-    assert signal.getsignal(SIGTERM) == signal.SIG_DFL  # of this process
