@@ -98,15 +98,7 @@ def test_a_bundle_is_gamma_read_at_the_base(example, double):
             assert relative(wrong, left) > 0.1
 
 
-# ---------------------------------------------------------------- the filters
-@pytest.mark.parametrize("e", [3, 7])
-def test_filters_are_the_eight_copies_of_one(example, double, e):
-    conv = example.D4Conv(2, 3, 7, e)
-    kernel = torch.stack([conv.kernel(g) for g in range(8)])  # (8, C_out, C_in, 7, 7)
-    expected = example.D4().T(kernel[:1].expand(8, -1, -1, -1, -1), ALL)
-    assert torch.allclose(kernel, expected, atol=1e-13)
-
-
+# ---------------------------------------------------------------- the layers
 @pytest.mark.parametrize("extent, jets_above", [(1, 0), (3, 10**9), (8, 0)])
 def test_f_of_T_is_Gamma_of_f(example, double, monkeypatch, extent, jets_above):
     """All g, trained weights, every position: 1e-10.  With extent 8, all of Eq. 4, slots mix."""
