@@ -35,6 +35,14 @@ def unbroken(flags, tmp_path_factory):
     return folder / "r"
 
 
+@pytest.fixture
+def copied(unbroken, tmp_path, monkeypatch):
+    """The working folder, where r is a copy of that run."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(unbroken, "r")
+    return tmp_path
+
+
 def refuse(flags, *words):
     """The command says why it does nothing.  It would go on in this process."""
     with refused_in_one_line(*words):
@@ -187,28 +195,24 @@ def test_other_settings_are_refused_and_named(flags, unbroken, monkeypatch, more
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_other_images_are_refused(flags, unbroken, tmp_path, monkeypatch, finished):
+def test_other_images_are_refused(flags, copied, finished):
     """Also by a finished run: its result is not theirs."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(unbroken, "r")
     if not finished:
-        (tmp_path / "r/result.json").unlink()
-    folder(tmp_path / "images")
-    before = contents(tmp_path)
-    refuse([*flags, "--data-dir", tmp_path / "images"], "a run on other images")
-    assert contents(tmp_path) == before
+        (copied / "r/result.json").unlink()
+    folder(copied / "images")
+    before = contents(copied)
+    refuse([*flags, "--data-dir", "images"], "a run on other images")
+    assert contents(copied) == before
 
 
 def test_a_finished_run_whose_images_have_moved_is_not_measured_again(
-    flags, unbroken, tmp_path, monkeypatch, capsys
+    flags, copied, monkeypatch, capsys
 ):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(unbroken, "r")
     shutil.copytree(flags[flags.index("--data-dir") + 1], "images")
     monkeypatch.setattr(probe, "evaluate", None)
-    before = contents(tmp_path)
+    before = contents(copied)
     train.main([*map(str, flags), "--data-dir", "images"])
-    assert capsys.readouterr().out.startswith("r is finished\n") and contents(tmp_path) == before
+    assert capsys.readouterr().out.startswith("r is finished\n") and contents(copied) == before
 
 
 def cut(path, share):
@@ -234,15 +238,11 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_or_foreign_checkpoint_is_refused_and_kept(
-    flags, unbroken, tmp_path, monkeypatch, damage
-):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(unbroken, "r")
-    DAMAGE[damage](tmp_path / "r/checkpoint.pt")
-    before = contents(tmp_path)
+def test_a_damaged_or_foreign_checkpoint_is_refused_and_kept(flags, copied, damage):
+    DAMAGE[damage](copied / "r/checkpoint.pt")
+    before = contents(copied)
     refuse(flags, "r/checkpoint.pt", "kept", "take another --out")
-    assert contents(tmp_path) == before
+    assert contents(copied) == before
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "result.json", "curves.png"])
