@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import blobs, relative
 
+from backbones import MNISTNet
 from gconv import Axis, GConv, band, fold, hermite_gaussian, support, turn, unfold
 from groups import SCALES, Rotation, RotationScale, Scale, Translation
 
@@ -399,20 +400,6 @@ def test_a_forward_pass_in_inference_mode_does_no_harm_to_later_training(form):
     assert conv.weight.grad.abs().sum() > 0
 
 
-class TwoLayers(torch.nn.Module):
-    """A network as in backbones.py: both layers on folded images, one in each form."""
-
-    def __init__(self, **axis):
-        super().__init__()
-        self.lift = GConv(1, 2, 7, padding=3, **axis)
-        self.conv = GConv(2, 24, 7, 3, padding=3, stride=2, **axis)
-        self.norm = torch.nn.BatchNorm2d(24)
-
-    def forward(self, x):
-        y, axis = fold(x, self.lift.order)
-        return unfold(self.norm(self.conv(self.lift(y, axis), axis)).relu(), axis)
-
-
 @pytest.mark.parametrize("axis", SMALL, ids=str)
 def test_compile_needs_no_graph_break_and_changes_nothing(axis):
     """A layer and its gradients.  (Written as (-1)**n, the signs of `turn` were all -1 in it.)"""
@@ -427,7 +414,7 @@ def test_compile_needs_no_graph_break_and_changes_nothing(axis):
 @pytest.mark.parametrize("recompute", [None, True])
 def test_compile_of_a_network_needs_no_graph_break(monkeypatch, recompute):
     monkeypatch.setattr(GConv, "recompute", recompute)
-    f, x = TwoLayers(scales=(1.0, 1.5)), torch.randn(2, 1, 9, 9)
+    f, x = MNISTNet((1.0, 1.5), width=1 / 4), torch.randn(2, 1, 25, 25)  # layers in both forms
     compiled = torch.compile(f, fullgraph=True, backend="eager")
     assert torch.allclose(compiled(x), f(x), atol=1e-12)
 
@@ -445,8 +432,9 @@ def test_compile_at_a_size_that_warns():
 def test_export_takes_any_batch_size(strict):
     """From a layer and a network that were never called."""
     batch = {0: torch.export.Dim("batch")}
-    f, layer = TwoLayers(**SMALL[1]).eval(), GConv(2, 3, 5, padding=2, rotations=4)
-    for module, shape in ((f, (1, 9, 9)), (layer, (2, 4, 9, 9))):
+    f = MNISTNet((1.0, 1.5), width=1 / 4, extent=2).eval()
+    layer = GConv(2, 3, 5, padding=2, rotations=4)
+    for module, shape in ((f, (1, 25, 25)), (layer, (2, 4, 9, 9))):
         args = (torch.randn(2, *shape),)
         program = torch.export.export(module, args, dynamic_shapes=(batch,), strict=strict)
         for n in (1, 2, 5):
