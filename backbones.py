@@ -50,7 +50,7 @@ class Backbone(nn.Module):
         if base.min() < 0 or base.max() >= order:
             asked = f"{base.min()} … {base.max()}"
             raise ValueError(f"slots {asked} of 0 … {order - 1}: see groups.pairs")
-        slots = base.flatten(1)  # (B, m), on the CPU in training: nothing waits for a GPU
+        slots = base.flatten(1)  # (B, m), in training on the CPU
         if self.sampled:
             bundles = self.read(self(x, slots)).flatten(1)  # (B, m·C)
         else:

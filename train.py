@@ -408,7 +408,7 @@ def note_signals(say):
 def fit_into_memory(model, args, x, share, device, dtype, world=1):
     """Let the layers compute again, in the backward pass, what would not fit if it were kept.
 
-    x      (2, C_in, H, W); we count what a copy of the model keeps for these two, and for four
+    x      (M, C_in, H, W); we count what a copy of the model keeps for these, once and twice
     share  images of a batch for this process
     Raises UsageError if they don't fit at all."""
     if device.type == "cuda":
@@ -419,9 +419,12 @@ def fit_into_memory(model, args, x, share, device, dtype, world=1):
     else:
         return
 
-    def kept(x):
-        drawn = model.pairs.draw(len(x), seeded(args.seed))
-        labels = torch.zeros(len(x), dtype=torch.long, device=device)
+    drawn = model.pairs.draw(len(x), seeded(args.seed))
+    labels = torch.zeros(len(x), dtype=torch.long, device=device)
+
+    def kept(times):
+        x1, *given = [torch.cat([t] * times) for t in (x, labels, *drawn)]
+        x2 = None if args.augment == "none" else x1
         held = {}
 
         def pack(tensor):
@@ -430,17 +433,17 @@ def fit_into_memory(model, args, x, share, device, dtype, world=1):
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                copy.deepcopy(model)(x, None if args.augment == "none" else x, labels, *drawn)
+                copy.deepcopy(model)(x1, x2, *given)
         return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
 
     for recompute in (False, True):
         gconv.GConv.recompute = recompute
-        two = kept(x)
-        each = (kept(torch.cat([x, x])) - two) / 2  # bytes for one image more
-        too_much = two + each * (share - 2) > 0.7 * memory
+        once = kept(1)
+        each = (kept(2) - once) / len(x)  # bytes for one image more
+        too_much = once + each * (share - len(x)) > 0.7 * memory
         if not largest(device, too_much)[0]:  # the same on every process
             return
-    fits = max(2, int((0.7 * memory - two) / each) + 2)
+    fits = max(2, int((0.7 * memory - once) / each) + len(x))
     raise UsageError(
         f"{share} images in each process need {each * share / 2**30:.1f} GiB, and there are "
         f"{memory / 2**30:.1f}: take --batch-size {fits * world}, or a smaller --width"
@@ -528,7 +531,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     y = y.to(device)  # (N,)
     share = slice(rank * args.batch_size // world, (rank + 1) * args.batch_size // world)
     if steps:
-        fit_into_memory(model, args, x[:2] / 255, share.stop - share.start, device, dtype, world)
+        fit_into_memory(model, args, x[:8] / 255, share.stop - share.start, device, dtype, world)
     say(
         f"{args.loss} on {args.dataset}: {n:,} images of {x.shape[-1]} px, group {args.group}, "
         f"{args.backbone}, {parameters:,} parameters; batch {args.batch_size} over {world} "

@@ -20,7 +20,7 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 SEEDS = range(10, 15)  # of the primary claims
 LEVEL = 0.99  # of their intervals
 LOSSES = {"frozen": "untrained", "hssl": "H-SSL", "assl": "A-SSL", "supervised": "supervised"}
-GROUPS = {"rot": "rotation", "scale": "scale", "trans": "translation"}
+GROUPS = {"rot": "turns", "scale": "scales", "trans": "positions"}  # for readers
 ORDER = ("untrained", "H-SSL", "near", "A-SSL", "shift alone", "jitter alone", "H-SSL + shift")
 ORDER += ("H-SSL + jitter", "near + jitter", "A-SSL + jitter", "supervised")
 
@@ -66,6 +66,8 @@ def arm(row):
     if row["backbone"] != "equivariant":
         name.append(row["backbone"])
     name.append(loss_name(row))
+    if row.get("extent", 1) > 1:
+        name.append(f"extent {row['extent']}")
     if row["epsilon"]:
         name.append(f"epsilon {row['epsilon']:g}")
     if row["base_size"] > 1 and row["backbone"] == "equivariant":
@@ -85,7 +87,8 @@ def place(row):
     network = ("mlp", "cnn", "equivariant").index(row["backbone"])
     distance = row["max_distance"] or 0
     order = ORDER.index(loss_name(row))
-    return group, network, row["epsilon"], row["base_size"], order, distance, row["strength"]
+    extent, size = row.get("extent", 1), row["base_size"]
+    return group, network, extent, row["epsilon"], size, order, distance, row["strength"]
 
 
 # ---------------------------------------------------------------- differences

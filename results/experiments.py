@@ -103,6 +103,14 @@ EXPERIMENTS = {
         ),
     ),
     "bundle": bundle_sizes(MNIST, SEEDS),
+    # does training beat pooling, which is free?  Extent 1 (the paper) and 4 (all of Eq. 4)
+    "pooling": arms(
+        *each(
+            MNIST + "--group rot --width 0.5 {extent}{arm}",
+            arm=("--loss frozen", *(TAUGHT[i] for i in (1, 3, 4, 5)), LABELS),
+            extent=("", "--extent 4 "),
+        )
+    ),
     "nearer": arms(*each(MNIST + "--group scale --functions 3 --pool max {arm}", arm=TAUGHT)),
     # whole MNIST in a minute on two CPU cores, beside its untrained network and the augmentation
     # alone

@@ -10,24 +10,24 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
-import pandas as pd
 from matplotlib import pyplot as plt
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from results import claims, tables
 from results.claims import GROUPS, LOSSES, by_seed, load
+from results.tables import LABELS
 
-COLOURS = {  # of losses, here and in the notebooks' pictures of results; nothing else has them
-    "untrained": "0.55",
-    "H-SSL": "#D55E00",
-    "near": "#CC79A7",
-    "A-SSL": "#0072B2",
-    "shift alone": "#66C2A5",
-    "jitter alone": "#009E73",
-    "H-SSL + shift": "#F0C05A",
-    "H-SSL + jitter": "#E69F00",
-    "near + jitter": "#882255",
-    "A-SSL + jitter": "#56B4E9",
+COLOURS = {  # of losses, as in the notebooks (show.py); nothing else has them
+    "untrained": "#9a9a9a",
+    "H-SSL": "#a0522d",
+    "near": "#d9966b",
+    "A-SSL": "#007c91",
+    "shift alone": "#c8cf86",
+    "jitter alone": "#94a323",
+    "H-SSL + shift": "#7a6a4f",
+    "H-SSL + jitter": "#50590f",
+    "near + jitter": "#3b2a1c",
+    "A-SSL + jitter": "#6fb3c0",
     "supervised": "black",
 }
 MARKS = {"rot": "o", "scale": "s", "trans": "^"}
@@ -45,14 +45,16 @@ def dot_plot(ax, frame, measure, arms):
             values = by_seed(frame, m, name)
             ax.plot(values, [y] * len(values), "o", mec=COLOURS[loss], mfc=fill, ms=6)
             ax.plot(values.mean(), y, "|", color=COLOURS[loss], ms=16)
-    ax.set(yticks=range(len(arms)), yticklabels=[name.split(", ")[1] for name in arms])
+    labels = [name.split(", ")[1].replace("near", "neighbours") for name in arms]
+    ax.set(yticks=range(len(arms)), yticklabels=labels)
     ax.set_ylim(len(arms) - 0.5, -0.5)
     ax.grid(axis="x", color="0.92")
 
 
 def read_outs(frames, title):
     """One column for each {title: rows}: linear classifiers on one slot (above), all (below)."""
-    figure, axes = plt.subplots(2, len(frames), figsize=(max(7.5, 4.3 * len(frames)), 6))
+    size = (max(7.5, 4.3 * len(frames)), 6)
+    figure, axes = plt.subplots(2, len(frames), figsize=size, sharex=True)
     for column, (name, frame) in zip(axes.T.reshape(-1, 2), frames.items()):
         arms = list(dict.fromkeys(frame["arm"]))
         for ax, measure in zip(column, ("linear_one", "linear_all")):
@@ -66,7 +68,9 @@ def read_outs(frames, title):
 def taught():
     frame = load("taught")
     parts = {GROUPS[g]: rows for g, rows in frame.groupby("group", sort=False)}
-    return read_outs(parts, "What a linear classifier reads after each way of training")
+    return read_outs(
+        parts, "Scales and neighbours teach; turns hardly do, and take away from jitter"
+    )
 
 
 def scale():
@@ -163,43 +167,86 @@ def figure2():
         right.axhline(before, color=COLOURS["untrained"], label="untrained")
         right.legend()
     right.set(xlabel="largest distance between the two views, px", ylabel="top-1, %")
-    right.set_title("Right: translation, views that are further apart")
+    right.set_title("Right: positions, views that are further apart")
     left.legend()
     return figure
 
 
 def riddle():
-    path = os.path.join(claims.FOLDER, "riddle.jsonl")
-    if not os.path.exists(path):
+    frame = tables.networks()
+    if frame.empty:
         return None
-    frame = pd.read_json(path, lines=True)
-    labels = [
-        "grey bins\nfind the copy",
-        "f finds\nthe copy",
-        "hand-made\nnumbers",
-        "three\ndirections",
-    ]
-    labels += ["ink", "linear", "kNN"]
+    labels = {
+        "bins": "grey bins\nfind the copy",
+        "retrieval": "f finds\nthe copy",
+        "hand_made": "hand-made\nnumbers",
+        "three_directions": "three\ndirections",
+        "ink": "ink",
+        "linear": "linear",
+        "knn": "kNN",
+    }
+    usual = frame[(frame["width"] == 1) & (frame["arm"].str.count(",") == 1)]
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.4), sharey=True)
-    for ax, (group, rows) in zip(axes, frame.groupby("group", sort=False)):
-        for i, (_, row) in enumerate(rows.iterrows()):
+    for ax, (group, part) in zip(axes, usual.groupby("group", sort=False)):
+        for i, (name, rows) in enumerate(part.groupby("arm", sort=False)):
+            loss = name.split(", ")[1]
             x = np.arange(len(labels)) + 0.15 * (i - 1.5)
-            ax.plot(x, row.iloc[2:], "o", color=COLOURS[row["arm"]], label=row["arm"])
-        ax.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+            values = rows[list(labels)].T  # a line for each measure, a column for each seed
+            label = loss.replace("near", "neighbours")
+            ax.plot(x, values, "o", color=COLOURS[loss], ms=4, label=label)
+        ax.set_xticks(range(len(labels)), labels.values(), rotation=45, ha="right")
         ax.set(title=GROUPS[group], ylim=(-3, 103))
         ax.grid(axis="y", color="0.92")
     axes[0].set_ylabel("per cent")
     dots = {t: h for ax in axes for h, t in zip(*ax.get_legend_handles_labels())}
     figure.legend(dots.values(), dots.keys(), loc="outside lower center", ncols=len(dots))
-    figure.suptitle("Ink or shapes?  What one slot of each network knows")
+    figure.suptitle(
+        "Turns teach ink and ruin nearest neighbours; scales and neighbouring positions do not"
+    )
+    return figure
+
+
+def few():
+    """From few labels to many: one slot on digits as they are, all slots on changed digits."""
+    frame = tables.networks()
+    if frame.empty:
+        return None
+    turns = frame[frame["width"] == 0.5]
+    wide = turns["arm"].str.endswith("extent 4")
+    columns = {
+        "turns, extent 1": turns[~wide],
+        "turns, extent 4": turns[wide],
+        "positions": frame[frame["group"] == "trans"],
+    }
+    columns = {title: part for title, part in columns.items() if len(part)}
+    panels = {"one": "one slot, digits as they are", "all_changed": "all slots, changed digits"}
+    size = (4.3 * len(columns), 6.4)
+    figure, axes = plt.subplots(2, len(columns), figsize=size, sharex=True, squeeze=False)
+    for column, (kind, part) in zip(axes.T, columns.items()):
+        for ax, (measure, title) in zip(column, panels.items()):
+            names = [f"{measure}_{n}" for n in LABELS]
+            for name, rows in part.groupby("arm", sort=False):
+                loss = name.split(", ")[1]
+                label = loss.replace("near", "neighbours")
+                ax.plot(LABELS, rows[names].mean(), color=COLOURS[loss], label=label)
+                ax.plot(LABELS, rows[names].T, "o", color=COLOURS[loss], ms=4)
+            ax.set(xscale="log", title=f"{kind}: {title}")
+            ax.set_xticks(LABELS, [f"{n:,}" for n in LABELS])
+            ax.grid(axis="y", color="0.92")
+        column[1].set_xlabel("labelled digits")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("linear classifier, %")
+    lines = {t: h for ax in axes.flat for h, t in zip(*ax.get_legend_handles_labels())}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines))
+    figure.suptitle("What each way of training is worth, from few labels to many")
     return figure
 
 
 PICTURES = dict(taught=taught, scale=scale, knob=knob, published=published)
-PICTURES |= dict(figure2=figure2, riddle=riddle)
+PICTURES |= dict(figure2=figure2, riddle=riddle, few=few)
 
 if __name__ == "__main__":
-    needs = dict(taught="taught", scale="minute", knob="knob", figure2="bundle")
+    needs = dict(taught="taught", scale="minute", knob="knob", figure2="bundle", few="pooling")
     for name in sys.argv[1:] or PICTURES:
         if name not in needs or len(load(needs[name])):
             figure = PICTURES[name]()

@@ -1,9 +1,9 @@
-"""What do the networks of `taught` know?  Ink, or shapes?
+"""What do trained networks know: ink, or shapes?  And how far do a few labels go with them?
 
-    python results/riddle.py --data-dir data    # → results/riddle.jsonl; pictures.py draws it
+    python results/riddle.py --data-dir data    # adds to results/riddle.jsonl; pictures.py draws it
 
-Reads the networks in runs/ that results/run.py has trained for `taught` with --seed (default 10).
-For each group: untrained, trained on its slots alone, on jitter alone, and on both.
+Reads the networks in runs/ again that results/run.py has trained for `taught` and `pooling`: all
+seeds that are there.  A network that has a line is not read again.
 """
 
 import argparse
@@ -18,43 +18,20 @@ from sklearn.linear_model import LinearRegression
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-import data
 import probe
 from results.audit import counts
-from results.claims import FOLDER, arm
+from results.claims import FOLDER, arm, mean_over_g
 
-ARMS = {  # group → its arms
-    "rot": ("untrained", "H-SSL", "jitter alone", "H-SSL + jitter"),
-    "scale": ("untrained", "H-SSL", "jitter alone", "H-SSL + jitter"),
-    "trans": ("untrained", "near", "jitter alone", "near + jitter"),
-}
+SLOTS = ("untrained", "H-SSL", "jitter alone", "H-SSL + jitter")
+TRAININGS = dict(rot=SLOTS, scale=SLOTS, trans=[name.replace("H-SSL", "near") for name in SLOTS])
+LABELS = (10, 100, 1000)
 
 
-# ---------------------------------------------------------------- one network
-@torch.no_grad()
-def features(folder, images):
-    """f(x)(g0) on one slot for training and test images: (N, C) twice.  f as the run left it."""
-    saved = torch.load(os.path.join(folder, "checkpoint.pt"), weights_only=True)
-    config = saved["config"]
-    if isinstance(config, str):  # an older format
-        config = json.loads(config)
-    f, _, classifier, *_ = probe.network(config, images)
-    f.load_state_dict({k[2:]: v for k, v in saved["model"].items() if k.startswith("f.")})
-    f.eval()
-    classifier.eval()
-    probe.feed(f, classifier, images.train_x, torch.device("cpu"))
-    slot = torch.tensor([[probe.centre(f)]])
-    found = []
-    for x in (images.train_x, images.test_x):
-        parts = [f.bundle(part / 255, slot.expand(len(part), 1)) for part in x.split(256)]
-        found.append(torch.cat(parts).double().numpy())
-    return found
+def ink(one, images, group):
+    """What one slot of a network knows of ink and other counts, in per cent: a dict.
 
-
-def measure(folder, row, images):
-    """The numbers of one network, in per cent: a dict."""
-    group = row["group"]
-    train_z, test_z = features(folder, images)
+    one  its features of the training and of the test images: (N, C) and (B, C)"""
+    train_z, test_z = (z.double().numpy() for z in one)
     train_s, test_s = (counts(x / 255, group) for x in (images.train_x, images.test_x))
     spread = train_s.std(0) + 1e-9
     train_s, test_s = ((s - train_s.mean(0)) / spread for s in (train_s, test_s))
@@ -62,43 +39,77 @@ def measure(folder, row, images):
     unexplained = ((test_z - guess) ** 2).sum() / ((test_z - test_z.mean(0)) ** 2).sum()
     pca = PCA(3).fit(train_z)
     first = pca.transform(test_z)[:, 0]
-    ink = images.test_x.sum((1, 2, 3)).double().numpy()
+    sums = images.test_x.sum((1, 2, 3)).double().numpy()
     return dict(
-        grey_bins_find_it=np.mean(row["bins"]),
-        f_finds_it=np.mean(row["retrieval"]),
-        hand_made=100 * (1 - unexplained),
-        three_directions=100 * pca.explained_variance_ratio_.sum(),
-        ink=100 * abs(np.corrcoef(first, ink)[0, 1]),
-        linear=row["linear_one"],
-        knn=row["knn_one"],
+        hand_made=100 * float(1 - unexplained),
+        three_directions=100 * float(pca.explained_variance_ratio_.sum()),
+        ink=100 * abs(float(np.corrcoef(first, sums)[0, 1])),
     )
+
+
+def few_labels(n, train_z, train_y, *tests, draws=5):
+    """A linear classifier on n labelled images, equally many of each class: the mean accuracy over
+    disjoint draws.  Arguments and result as in probe.linear_accuracy."""
+    by_class = [(train_y == c).nonzero()[:, 0] for c in train_y.unique()]
+    each = n // len(by_class)
+    found = []
+    for draw in range(draws):
+        part = slice(draw * each, (draw + 1) * each)
+        chosen = torch.cat([places[part] for places in by_class])  # (n,)
+        found.append(probe.linear_accuracy(train_z[chosen], train_y[chosen], *tests))
+    return np.mean(found, 0).tolist()
+
+
+def measure(folder, data_dir):
+    """The numbers of the network in a run's folder: a dict."""
+    f, classifier, image_group, images, config = probe.open_run(folder, data_dir)
+    f.eval()
+    classifier.eval()
+    dtype = None if config["precision"] == "float32" else getattr(torch, config["precision"])
+    where = torch.device("cpu"), dtype
+    probe.feed(f, classifier, images.train_x, *where)
+    train = probe.encode(f, classifier, images.train_x, *where)
+    test = probe.encode(f, classifier, images.test_x, *where)
+    changed = probe.encode(f, classifier, images.test_x, *where, image_group)
+    found = ink((train[1], test[1]), images, config["group"])
+    for slots, i in (("one", 1), ("all", 2)):
+        tests = [(z[i], images.test_y) for z in (test, changed)]
+        for n in LABELS:
+            as_is, on_changed = few_labels(n, train[i], images.train_y, *tests)
+            found |= {f"{slots}_{n}": as_is, f"{slots}_changed_{n}": on_changed}
+    return found
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--data-dir", default="data", help="folder of the images (default data)")
     p.add_argument("--runs", default=os.path.join(ROOT, "runs"), help="folder of the runs")
-    p.add_argument("--dataset", default="mnist", help="of the runs (default mnist)")
-    p.add_argument("--seed", type=int, default=10, help="of the runs (default 10)")
     args = p.parse_args()
-    runs = {}
+    path = os.path.join(FOLDER, "riddle.jsonl")
+    known = set()
+    if os.path.exists(path):
+        with open(path) as file:
+            known = {(row["arm"], row["width"], row["seed"]) for row in map(json.loads, file)}
     for name in sorted(os.listdir(args.runs)):
-        path = os.path.join(args.runs, name, "result.json")
-        if os.path.exists(path):
-            with open(path) as file:
-                row = json.load(file)
-            usual = row["functions"] is None and row["width"] == 1
-            if usual and (row["dataset"], row["seed"]) == (args.dataset, args.seed):
-                runs[arm(row)] = os.path.dirname(path), row
-    with open(os.path.join(FOLDER, "riddle.jsonl"), "w") as file:
-        for group, names in ARMS.items():
-            for name in names:
-                folder, row = runs[f"{group}, {name}"]
-                sizes = row["train_size"], row["seed"], row["test_size"]
-                images = data.load(args.dataset, args.data_dir, *sizes)
-                found = dict(group=group, arm=name) | measure(folder, row, images)
-                file.write(json.dumps(found) + "\n")
-                print(found, flush=True)
+        folder = os.path.join(args.runs, name)
+        finished = os.path.join(folder, "result.json")
+        if not name.startswith(("taught-", "pooling-")) or not os.path.exists(finished):
+            continue
+        with open(finished) as file:
+            row = json.load(file)
+        about = dict(group=row["group"], arm=arm(row), width=row["width"], seed=row["seed"])
+        wanted = (
+            name.startswith("pooling-") or about["arm"].split(", ")[1] in TRAININGS[row["group"]]
+        )
+        if not wanted or (about["arm"], about["width"], about["seed"]) in known:
+            continue
+        about |= dict(linear=row["linear_one"], knn=row["knn_one"])
+        for slots in ("one", "one_changed", "all", "all_changed"):
+            about[f"{slots}_{row['train_images']}"] = row[f"linear_{slots}"]
+        about |= dict(bins=mean_over_g(row, "bins"), retrieval=mean_over_g(row, "retrieval"))
+        with open(path, "a") as file:
+            file.write(json.dumps(about | measure(folder, args.data_dir)) + "\n")
+        print(about, flush=True)
 
 
 if __name__ == "__main__":

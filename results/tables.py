@@ -41,14 +41,15 @@ KINDS = [
     *((f"MNIST, {name}", "taught labels", "mnist", g, "table1") for g, name in GROUPS.items()),
     *((f"MNIST, {name}", "table1", "mnist", g, "table1") for g, name in GROUPS.items()),
     *((f"CIFAR-10, {name}", "cifar10", "cifar10", g, "table1") for g, name in GROUPS.items()),
-    ("Tiny ImageNet, rotation", "tiny", "tiny-imagenet", "rot", "table1"),
-    ("Tiny ImageNet, scale", "table1", "tiny-imagenet", "scale", "table1"),
-    ("MNIST, translation, **MLP**", "table2", "mnist", "trans, mlp", "table2"),
-    ("MNIST, scale, **CNN 6 × CHW**", "table2", "mnist", "scale, cnn", "table2"),
+    ("Tiny ImageNet, turns", "tiny", "tiny-imagenet", "rot", "table1"),
+    ("Tiny ImageNet, scales", "table1", "tiny-imagenet", "scale", "table1"),
+    ("MNIST, positions, **MLP**", "table2", "mnist", "trans, mlp", "table2"),
+    ("MNIST, scales, **CNN 6 × CHW**", "table2", "mnist", "scale, cnn", "table2"),
     ("… with structure, as wide", "table2", "mnist", "scale", None),
-    ("CIFAR-10, scale, **CNN 6 × CHW**", "table2_cifar10", "cifar10", "scale, cnn", "table2"),
+    ("CIFAR-10, scales, **CNN 6 × CHW**", "table2_cifar10", "cifar10", "scale, cnn", "table2"),
     ("… with structure, as wide", "table2_cifar10", "cifar10", "scale", None),
 ]
+LABELS = (10, 100, 1000, 10000)
 SIZES = dict(rot=(1, 2, 3), scale=(1, 3, 5), trans=(1, 4, 16, 36))  # |g0| of Fig. 2 left
 
 
@@ -77,7 +78,8 @@ def span(found, measure):
 def named(arm):
     """An arm's name for readers."""
     group, rest = arm.split(", ", 1)
-    for short, long in {"mlp": "MLP", "cnn": "CNN", "epsilon": "ε ="}.items():
+    words = {"mlp": "MLP", "cnn": "CNN", "epsilon": "ε =", "near": "neighbours"}
+    for short, long in words.items():
         rest = rest.replace(short, long)
     return f"{GROUPS[group]}, {rest}"
 
@@ -162,8 +164,38 @@ def taught():
     return read_outs([*READ, "knn_one", "invariance", "retrieval", "bins"], "taught")
 
 
+def front():
+    """The table of the front page: what a linear classifier reads."""
+    frame, lines = load("taught"), []
+    rows = {
+        "one slot: untrained": ("linear_one", "untrained"),
+        "… H-SSL": ("linear_one", "H-SSL"),
+        "all slots, changed digits: untrained": ("linear_all_changed", "untrained"),
+        "… H-SSL ": ("linear_all_changed", "H-SSL"),
+        "… jitter alone": ("linear_all_changed", "jitter alone"),
+        "… H-SSL + jitter": ("linear_all_changed", "H-SSL + jitter"),
+    }
+    for label, (measure, loss) in rows.items():
+        arms = [f"rot, {loss}", f"scale, {loss}", f"trans, {loss.replace('H-SSL', 'near')}"]
+        values = [by_seed(frame, measure, arm) for arm in arms]
+        if not min(map(len, values)):
+            return None
+        cells = [f"{v.mean():.1f}±{v.std():.1f}" for v in values]
+        lines.append([label.strip(), *cells])
+    return markdown(["linear classifier, %", "turns", "scales", "neighbours"], lines)
+
+
 def knob():
-    return read_outs([*READ, "error", "invariance", "retrieval"], "knob")
+    """Each ε: three measures of three networks."""
+    frame, lines = load("knob"), []
+    measures = ("error", "invariance", "linear_one_changed", "retrieval")
+    losses = list(LOSSES.values())[:3]
+    for epsilon, rows in frame.groupby("epsilon") if len(frame) else ():
+        arms = {loss: rows[rows["arm"].str.contains(f", {loss},")] for loss in losses}
+        cells = [" · ".join(spread(runs[m], m) for runs in arms.values()) for m in measures]
+        lines.append([f"ε = {epsilon:g}", *cells, min(map(len, arms.values()))])
+    heads = [" · ".join(losses), *(HEADS[m] for m in measures), "seeds"]
+    return markdown(heads, lines) if lines else None
 
 
 def scale():
@@ -230,10 +262,43 @@ def figure2():
     return markdown([*heads, "points for each doubling", "seeds"], lines) if lines else None
 
 
+def networks():
+    """The rows of riddle.jsonl, sorted as in a table; empty if there are none."""
+    path = os.path.join(claims.FOLDER, "riddle.jsonl")
+    if not os.path.exists(path):
+        return pd.DataFrame()
+
+    def place(row):
+        group, training, *extent = row["arm"].split(", ")
+        return list(GROUPS).index(group), -row["width"], extent, claims.ORDER.index(training)
+
+    with open(path) as file:
+        return pd.DataFrame(sorted(map(json.loads, file), key=place))
+
+
 def riddle():
     """The picture that pictures.py draws of riddle.jsonl."""
-    if os.path.exists(os.path.join(claims.FOLDER, "riddle.jsonl")):
+    if len(networks()):
         return "![How much of the features is ink, for three groups and four trainings](riddle.png)"
+
+
+def few_picture():
+    """The picture that pictures.py draws of the same networks."""
+    if len(load("pooling")):
+        return "![Linear classifiers on one slot and on all, from 10 to 10,000 labels](few.png)"
+
+
+def few():
+    """Pooling with and without training, from few labels to many: turns, half as wide, with
+    extent 1 and 4; and neighbouring positions."""
+    frame, lines = networks(), []
+    measures = [f"{m}_{n}" for m in ("one", "all_changed") for n in LABELS]
+    if len(frame):
+        frame = frame[(frame["width"] == 0.5) | (frame["group"] == "trans")]
+    for arm, rows in frame.groupby("arm", sort=False) if len(frame) else ():
+        lines.append([named(arm), *(spread(rows[m], "top1") for m in measures), len(rows)])
+    heads = [f"one slot, {n:,}" for n in LABELS] + [f"all, changed, {n:,}" for n in LABELS]
+    return markdown(["labels", *heads, "seeds"], lines) if lines else None
 
 
 def audit():
@@ -278,6 +343,7 @@ TABLES = dict(answers=answers, primary=primary, taught=taught, riddle=riddle, au
 TABLES |= dict(
     knob=knob, scale=scale, published=published, figure2=figure2, bench=bench, spent=spent
 )
+TABLES |= dict(front=front, few=few, few_picture=few_picture)
 
 
 # ---------------------------------------------------------------- the page

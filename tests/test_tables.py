@@ -116,14 +116,24 @@ def test_the_committed_page_is_what_the_rows_say():
     assert page == tables.page(), "python results/tables.py"
 
 
+def test_the_front_page_shows_what_the_rows_say():
+    with open(os.path.join(ROOT, "README.md")) as file:
+        page = file.read()
+    assert tables.front() in page, "python results/tables.py front"
+    for arm in ("H-SSL + shift", "untrained", "shift alone"):
+        top1 = claims.by_seed(claims.load("minute"), "top1", f"scale, {arm}")
+        assert tables.spread(top1, "top1") in page, arm
+
+
 def test_a_page_of_all_runs_and_of_none(folder):
     for name in ("taught", "bundle"):
         (folder / f"{name}.jsonl").unlink(missing_ok=True)
     shutil.copy(os.path.join(ROOT, "results", "table1.jsonl"), folder)
     none = tables.page()
     made_up(folder)
-    numbers = dict(group="rot", arm="untrained", linear=80.0, knn=70.0)
-    (folder / "riddle.jsonl").write_text(json.dumps(numbers) + "\n")
+    about = dict(group="rot", arm="rot, untrained", width=0.5, seed=10)
+    numbers = {f"{m}_{n}": 80.0 for m in ("one", "all_changed") for n in tables.LABELS}
+    (folder / "riddle.jsonl").write_text(json.dumps(about | numbers) + "\n")
     shutil.copy(os.path.join(ROOT, "results", "audit.jsonl"), folder)
     steps = dict(machine="one", heads=["H-SSL"], processes=dict(one=1.0))
     steps["rows"] = [dict(what="MNIST", speed={"H-SSL": 1000.0}, ratio=1.9)] * 4
