@@ -101,7 +101,7 @@ def is_the_task_trivial(figure, f, x):
         if changed is not None:
             nearest = -torch.cdist(grey_bins(changed), grey_bins(images), p=1)
             found = share_found(nearest)
-            ax.set_title(f"finds {found:.1f} % of 1,000 copies", fontsize=26)
+            ax.set_title(f"finds {found:.1f} %\nof 1,000 copies", fontsize=26)
             print(f"grey values find {found:.1f} % of the images {name}")
 
 

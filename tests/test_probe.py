@@ -15,6 +15,7 @@ from conftest import ROOT, as_bytes, blobs, refused_in_one_line, trained, write_
 from lives import checkpoint, live
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import ShuffleSplit
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import backbones
@@ -227,6 +228,18 @@ def test_linear_accuracy_against_scikit_learn_called_directly():
     others = {by_scikit_learn(*few, *test, seed)[0] for seed in range(1, 6)}
     assert others - {best}, "another fifth chooses another C"
     assert probe.linear_accuracy(*few, test, moved) == found
+
+
+def test_with_fewer_than_five_images_a_class_C_is_one():
+    v, y, test_v = torch.randn(11, 5).double(), torch.arange(11) % 3, torch.randn(500, 5).double()
+    scale = StandardScaler().fit(v)
+
+    def guess(C):
+        model = LogisticRegression(C=C, max_iter=5000).fit(scale.transform(v), y)
+        return torch.from_numpy(model.predict(scale.transform(test_v)))
+
+    assert probe.linear_accuracy(v, y, (test_v, guess(1.0))) == [100]
+    assert probe.linear_accuracy(v, y, (test_v, guess(0.001)))[0] < 100
 
 
 @pytest.mark.parametrize("n, k", [(40, 7), (15, 20)])
