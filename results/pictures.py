@@ -200,9 +200,7 @@ def riddle():
     axes[0].set_ylabel("per cent")
     dots = {t: h for ax in axes for h, t in zip(*ax.get_legend_handles_labels())}
     figure.legend(dots.values(), dots.keys(), loc="outside lower center", ncols=len(dots))
-    figure.suptitle(
-        "Turns teach ink and ruin nearest neighbours; scales and neighbouring positions do not"
-    )
+    figure.suptitle("kNN gets worse with turns, better with scales and neighbouring positions")
     return figure
 
 
