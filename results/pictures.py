@@ -37,6 +37,11 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 plt.rcParams["figure.constrained_layout.use"] = True
 
 
+def spelled(loss):
+    """A loss's name for readers."""
+    return loss.replace("near", "neighbours")
+
+
 def dot_plot(ax, frame, measure, arms):
     """A line for each arm: a measure of test images as they are (filled), and changed (hollow)."""
     for y, name in enumerate(arms):
@@ -45,7 +50,7 @@ def dot_plot(ax, frame, measure, arms):
             values = by_seed(frame, m, name)
             ax.plot(values, [y] * len(values), "o", mec=COLOURS[loss], mfc=fill, ms=6)
             ax.plot(values.mean(), y, "|", color=COLOURS[loss], ms=16)
-    labels = [name.split(", ")[1].replace("near", "neighbours") for name in arms]
+    labels = [spelled(name.split(", ")[1]) for name in arms]
     ax.set(yticks=range(len(arms)), yticklabels=labels)
     ax.set_ylim(len(arms) - 0.5, -0.5)
     ax.grid(axis="x", color="0.92")
@@ -192,7 +197,7 @@ def riddle():
             loss = name.split(", ")[1]
             x = np.arange(len(labels)) + 0.15 * (i - 1.5)
             values = rows[list(labels)].T  # a line for each measure, a column for each seed
-            label = loss.replace("near", "neighbours")
+            label = spelled(loss)
             ax.plot(x, values, "o", color=COLOURS[loss], ms=4, label=label)
         ax.set_xticks(range(len(labels)), labels.values(), rotation=45, ha="right")
         ax.set(title=GROUPS[group], ylim=(-3, 103))
@@ -225,7 +230,7 @@ def few():
             names = [f"{measure}_{n}" for n in LABELS]
             for name, rows in part.groupby("arm", sort=False):
                 loss = name.split(", ")[1]
-                label = loss.replace("near", "neighbours")
+                label = spelled(loss)
                 ax.plot(LABELS, rows[names].mean(), color=COLOURS[loss], label=label)
                 ax.plot(LABELS, rows[names].T, "o", color=COLOURS[loss], ms=4)
             ax.set(xscale="log", title=f"{kind}: {title}")

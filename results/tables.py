@@ -167,21 +167,21 @@ def taught():
 def front():
     """The table of the front page: what a linear classifier reads."""
     frame, lines = load("taught"), []
-    rows = {
-        "one slot: untrained": ("linear_one", "untrained"),
-        "… H-SSL": ("linear_one", "H-SSL"),
-        "all slots, changed digits: untrained": ("linear_all_changed", "untrained"),
-        "… H-SSL ": ("linear_all_changed", "H-SSL"),
-        "… jitter alone": ("linear_all_changed", "jitter alone"),
-        "… H-SSL + jitter": ("linear_all_changed", "H-SSL + jitter"),
-    }
-    for label, (measure, loss) in rows.items():
+    rows = [
+        ("one slot: untrained", "linear_one", "untrained"),
+        ("… H-SSL", "linear_one", "H-SSL"),
+        ("all slots, changed digits: untrained", "linear_all_changed", "untrained"),
+        ("… H-SSL", "linear_all_changed", "H-SSL"),
+        ("… jitter alone", "linear_all_changed", "jitter alone"),
+        ("… H-SSL + jitter", "linear_all_changed", "H-SSL + jitter"),
+    ]
+    for label, measure, loss in rows:
         arms = [f"rot, {loss}", f"scale, {loss}", f"trans, {loss.replace('H-SSL', 'near')}"]
         values = [by_seed(frame, measure, arm) for arm in arms]
         if not min(map(len, values)):
             return None
         cells = [f"{v.mean():.1f}±{v.std():.1f}" for v in values]
-        lines.append([label.strip(), *cells])
+        lines.append([label, *cells])
     return markdown(["linear classifier, %", "turns", "scales", "neighbours"], lines)
 
 
