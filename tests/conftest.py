@@ -63,8 +63,9 @@ def nursery():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([ROOT, os.path.dirname(__file__)]))
         names = ["train", "matplotlib.pyplot", "lives"]
-        # what probe.py imports late; else each life would take two seconds for it
+        # what probe.py and torch's optimizers import late: else each life takes seconds for it
         names += ["sklearn.linear_model", "sklearn.model_selection", "sklearn.neighbors"]
+        names += ["sklearn.pipeline", "torch._dynamo", "torch.distributed"]
         multiprocessing.get_context("forkserver").set_forkserver_preload(names)
         multiprocessing.forkserver.ensure_running()
 

@@ -67,10 +67,11 @@ def worker(rank, world, folder):
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def many(request, tmp_path_factory):
+def many(request, nursery, tmp_path_factory):
     """The number of processes, and the folder with what each of them found in each case."""
     folder = tmp_path_factory.mktemp(f"world{request.param}")
-    mp.start_processes(worker, (request.param, str(folder)), nprocs=request.param)
+    args = (request.param, str(folder))
+    mp.start_processes(worker, args, nprocs=request.param, start_method="forkserver")
     return request.param, folder
 
 
