@@ -117,7 +117,7 @@ def parse(argv=None):
     add = p.add_argument
     add("--data-dir", default="data", help="folder of the images, also for downloads")
     add("--slots", choices=("sampled", "all"), help="compute the slots that a loss reads, or all")
-    add("--device", choices=("cuda", "mps", "cpu"), help="default: the first that is there")
+    add("--device", choices=("cuda", "cpu"), help="default: cuda if it is there")
     add("--out", help="the run's folder (default: runs/ and dataset, group, loss, backbone, seed)")
     text = "also measure the untrained network (default for mnist5k and folder)"
     add("--before", action=argparse.BooleanOptionalAction, help=text)
@@ -276,10 +276,9 @@ def start(wanted=None):
     of processes, device."""
     names = (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
     rank, local, world = [int(os.environ.get(name, default)) for name, default in names]
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": 1}
-    name = wanted or next(name for name, found in there.items() if found)
-    if not there.get(name):
-        raise UsageError(f"--device {name} is not there: take {[k for k, v in there.items() if v]}")
+    name = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda is not there: take cpu")
     device = torch.device(name)
     if name == "cpu":
         with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
@@ -291,6 +290,7 @@ def start(wanted=None):
             raise UsageError(f"process {local} has no GPU: start one for each of them at most")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False  # --amp off means float32
     if world > 1:
         backend = "nccl" if name == "cuda" else "gloo"
         wait = datetime.timedelta(days=1)  # the first process may download, or measure
@@ -412,7 +412,7 @@ def fit_into_memory(model, args, x, share, device, dtype, world=1):
     share  images of a batch for this process
     Raises UsageError if they don't fit at all."""
     if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
+        memory = torch.cuda.mem_get_info(device)[0]  # that no one else uses
     elif hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         memory /= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # the processes of this machine

@@ -103,12 +103,13 @@ EXPERIMENTS = {
         ),
     ),
     "bundle": bundle_sizes(MNIST, SEEDS),
-    # does training beat pooling, which is free?  Extent 1 (the paper) and 4 (all of Eq. 4)
+    # does training beat pooling, which is free?  Extent 1 (the paper) and 4 (all of Eq. 4), with
+    # about as many weights
     "pooling": arms(
         *each(
-            MNIST + "--group rot --width 0.5 {extent}{arm}",
+            MNIST + "--group rot {size} {arm}",
             arm=("--loss frozen", *(TAUGHT[i] for i in (1, 3, 4, 5)), LABELS),
-            extent=("", "--extent 4 "),
+            size=("--width 0.5", "--width 0.25 --extent 4"),
         )
     ),
     "nearer": arms(*each(MNIST + "--group scale --functions 3 --pool max {arm}", arm=TAUGHT)),

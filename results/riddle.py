@@ -13,12 +13,14 @@ import sys
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import probe
+from losses import HSSL
 from results.audit import counts
 from results.claims import FOLDER, arm, mean_over_g
 
@@ -27,24 +29,44 @@ TRAININGS = dict(rot=SLOTS, scale=SLOTS, trans=[name.replace("H-SSL", "near") fo
 LABELS = (10, 100, 1000)
 
 
-def ink(one, images, group):
+def ink(one, images):
     """What one slot of a network knows of ink and other counts, in per cent: a dict.
 
     one  its features of the training and of the test images: (N, C) and (B, C)"""
     train_z, test_z = (z.double().numpy() for z in one)
-    train_s, test_s = (counts(x / 255, group) for x in (images.train_x, images.test_x))
+    train_s, test_s = (
+        torch.cat([counts(x / 255, "rot"), counts(x / 255, "scale")], 1)  # the same for all groups
+        for x in (images.train_x, images.test_x)
+    )
     spread = train_s.std(0) + 1e-9
     train_s, test_s = ((s - train_s.mean(0)) / spread for s in (train_s, test_s))
     guess = LinearRegression().fit(train_s, train_z).predict(test_s)
     unexplained = ((test_z - guess) ** 2).sum() / ((test_z - test_z.mean(0)) ** 2).sum()
-    pca = PCA(3).fit(train_z)
-    first = pca.transform(test_z)[:, 0]
+    pca = PCA(min(64, train_z.shape[1])).fit(train_z)
+    train_p, test_p = (pca.transform(z) for z in (train_z, test_z))  # (N, 64), (B, 64)
     sums = images.test_x.sum((1, 2, 3)).double().numpy()
+    size = pca.explained_variance_**0.5 + 1e-9
+    train_w, test_w = (torch.from_numpy(z / size).float() for z in (train_p, test_p))
     return dict(
         hand_made=100 * float(1 - unexplained),
-        three_directions=100 * float(pca.explained_variance_ratio_.sum()),
-        ink=100 * abs(float(np.corrcoef(first, sums)[0, 1])),
+        three_directions=100 * float(pca.explained_variance_ratio_[:3].sum()),
+        ink=100 * abs(float(np.corrcoef(test_p[:, 0], sums)[0, 1])),
+        knn_whitened=probe.knn_accuracy(train_w, images.train_y, (test_w, images.test_y))[0],
     )
+
+
+@torch.no_grad()
+def own_task(f, images, group):
+    """The task of H-SSL, on 1,000 test images: for how many per cent is the nearest to one slot,
+    by cosine, another slot of the same image?  Positions: a neighbour."""
+    draws = HSSL(f.group, max_distance=1 if group == "trans" else None)
+    x = images.test_x[:1000] / 255
+    g0, g1, g2 = draws.draw(len(x), torch.Generator().manual_seed(0))
+    other = (g1 != g2).nonzero()[:, 0]
+    parts = other.split(250)
+    views = [draws.views(f, torch.nn.Flatten(), x[i], g0[i], g1[i], g2[i]) for i in parts]
+    one, two = (F.normalize(torch.cat(view), dim=1) for view in zip(*views))
+    return probe.share_found(one @ two.T)
 
 
 def few_labels(n, train_z, train_y, *tests, draws=5):
@@ -71,7 +93,8 @@ def measure(folder, data_dir):
     train = probe.encode(f, classifier, images.train_x, *where)
     test = probe.encode(f, classifier, images.test_x, *where)
     changed = probe.encode(f, classifier, images.test_x, *where, image_group)
-    found = ink((train[1], test[1]), images, config["group"])
+    found = ink((train[1], test[1]), images)
+    found["own_task"] = own_task(f, images, config["group"])
     for slots, i in (("one", 1), ("all", 2)):
         tests = [(z[i], images.test_y) for z in (test, changed)]
         for n in LABELS:

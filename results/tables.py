@@ -4,8 +4,9 @@
     python results/tables.py taught     # print one table
 
 In ABOUT.md {taught} is a table, {taught | top1 | rot, H-SSL} a mean over seeds, and
-{taught | top1 | rot, A-SSL | rot, H-SSL} a difference with its 95 % interval.  A line with a number
-whose runs do not exist is left out; so is a whole section if its table does not exist.
+{taught | top1 | rot, A-SSL | rot, H-SSL} both means and the 95 % interval of their difference; with
+another | − it is only the difference.  A line with a number whose runs do not exist is left out; so
+is a whole section if its table does not exist.
 """
 
 import json
@@ -29,13 +30,13 @@ HEADS = {  # measure → the head of its column
     "linear_all": "all slots",
     "linear_all_changed": "all slots, changed",
     "knn_one": "kNN, one slot",
+    "knn_one_changed": "kNN, one slot, changed",
     "error": "error of Eq. 1",
     "invariance": "change under g",
     "retrieval": "finds its copy",
-    "bins": "grey bins find it",
 }
 READ = list(HEADS)[:5]
-ANSWERS = {"holds": "**yes**", "opposite": "**opposite**", "open": "**no**"}
+ANSWERS = {"holds": "**yes**", "opposite": "**opposite**", "open": "open"}
 # Top-1 beside the paper's: title, experiments, data set, arms without their losses, its table
 KINDS = [
     *((f"MNIST, {name}", "taught labels", "mnist", g, "table1") for g, name in GROUPS.items()),
@@ -73,6 +74,11 @@ def spread(values, measure):
 def span(found, measure):
     """The interval of a difference, as text."""
     return f"{number(found['low'], measure, '+')} to {number(found['high'], measure, '+')}"
+
+
+def signed(found, measure):
+    """A difference with its interval, as text."""
+    return f"{number(found['mean'], measure, '+')} ({span(found, measure)})"
 
 
 def named(arm):
@@ -130,38 +136,57 @@ def answers():
     that has three seeds does), two arms a and b, and what it says of a - b in top-1."""
     lines, budgets = [], {}
     for sentence, theirs, experiments, a, b, asked in paper()["sentences"]:
-        line = [sentence, theirs, "", "", "not tested here"]
+        line = [sentence, theirs, "", "", "", "not tested here"]
         for frame in map(load, experiments.split()):
             found = difference(frame, "top1", a, b)
             if found and found["seeds"] > 2:
                 means = f"{number(found['mean_a'], 'top1')}, {number(found['mean_b'], 'top1')}"
-                ours = f"{DATA[frame['dataset'].iloc[0]]}: {means} ({span(found, 'top1')})"
-                told = ANSWERS[claims.result(found["low"], found["high"], asked)]
-                line = [sentence, theirs, ours, found["seeds"], told]
+                ours = f"{DATA[frame['dataset'].iloc[0]]}: {means}"
+                answer = ANSWERS[claims.result(found["low"], found["high"], asked)]
+                line = [sentence, theirs, ours, signed(found, "top1"), found["seeds"], answer]
                 budgets |= dict.fromkeys(budget(frame))
                 break
         lines.append(line)
-    heads = ["the paper says", "the paper's a, b", "ours: a, b (and a − b)", "seeds", "here"]
+    heads = ["the paper, text or table", "its a, b", "our a, b", "our a − b", "seeds", "here"]
     return markdown(heads, lines) + (f"\n\n*{'; '.join(budgets)}.*" if budgets else "")
 
 
 def primary():
-    """The primary claims that are tested, with every row of CLAIMS.md."""
-    titles, lines = claims.claims_page()[1], []
-    for name, (result, rows) in claims.primary().items():
-        lines.append([f"**{name}. {titles[name]}**", "", "", "", f"**{result}**"])
+    """The primary claims, with every row of CLAIMS.md that is tested."""
+    lines, tested = [], claims.primary()
+    for name, title in claims.claims_page()[1].items() if tested else ():
+        result, rows = tested.get(name, ("waits for its runs", ()))
+        lines.append([f"**{name}. {title}**", "", "", "", f"**{result}**"])
         for row in rows:
             m = row["measure"]
             what = f"{HEADS[m]}: {named(row['a'])} − {named(row['b'])}"
             means = f"{number(row['mean_a'], m)}, {number(row['mean_b'], m)}"
-            lines.append([what, means, span(row, m), row["asked"], row["result"]])
+            lines.append([what, means, signed(row, m), row["asked"], row["result"]])
     heads = ["", "means", "a − b, 99 % interval", "asked", "result"]
     return markdown(heads, lines) if lines else None
 
 
 # ---------------------------------------------------------------- the tables
 def taught():
-    return read_outs([*READ, "knn_one", "invariance", "retrieval", "bins"], "taught")
+    measures = [*READ, "knn_one", "knn_one_changed", "invariance", "retrieval"]
+    return read_outs(measures, "taught")
+
+
+def added():
+    """What slots add to an untrained network, and to jitter."""
+    frame, lines = load("taught"), []
+    measures = ("top1", "linear_one", "linear_one_changed", "linear_all_changed", "knn_one")
+    names = {**GROUPS, "trans": "any two positions"}.items()
+    pairs = [(g, name, "H-SSL", "untrained") for g, name in names]
+    pairs += [("trans", "neighbours", "near", "untrained")]
+    pairs += [(g, name, "H-SSL + jitter", "jitter alone") for g, name in names]
+    pairs += [("trans", "neighbours", "near + jitter", "jitter alone")]
+    for group, name, a, b in pairs:
+        found = [difference(frame, m, f"{group}, {a}", f"{group}, {b}") for m in measures]
+        if all(found):
+            cells = [signed(d, m) for d, m in zip(found, measures)]
+            lines.append([f"{name}: {a.replace('near', 'H-SSL')} − {b}", *cells])
+    return markdown(["a − b", *(HEADS[m] for m in measures)], lines) if lines else None
 
 
 def front():
@@ -170,6 +195,8 @@ def front():
     rows = [
         ("one slot: untrained", "linear_one", "untrained"),
         ("… H-SSL", "linear_one", "H-SSL"),
+        ("… jitter alone", "linear_one", "jitter alone"),
+        ("… H-SSL + jitter", "linear_one", "H-SSL + jitter"),
         ("all slots, changed digits: untrained", "linear_all_changed", "untrained"),
         ("… H-SSL", "linear_all_changed", "H-SSL"),
         ("… jitter alone", "linear_all_changed", "jitter alone"),
@@ -192,6 +219,8 @@ def knob():
     losses = list(LOSSES.values())[:3]
     for epsilon, rows in frame.groupby("epsilon") if len(frame) else ():
         arms = {loss: rows[rows["arm"].str.contains(f", {loss},")] for loss in losses}
+        if not all(map(len, arms.values())):
+            continue
         cells = [" · ".join(spread(runs[m], m) for runs in arms.values()) for m in measures]
         lines.append([f"ε = {epsilon:g}", *cells, min(map(len, arms.values()))])
     heads = [" · ".join(losses), *(HEADS[m] for m in measures), "seeds"]
@@ -222,16 +251,14 @@ def published():
     """Top-1 beside Tables 1 and 2 of the paper, whose numbers are in italics."""
     lines = []
     for title, arms, theirs in compared():
-        rows, frozen = arms["hssl"], arms["frozen"]
+        rows = arms["hssl"]
         cells = []
         for loss, runs in arms.items():
             cells.append(spread(runs["top1"], "top1"))
             if loss in theirs:
                 cells[-1] += f" *({theirs[loss]})*"
-        free = spread(frozen["linear_all"], "linear_all") if "linear_all" in frozen else ""
-        lines.append([title, images(rows), cells[0], free, *cells[1:], len(rows)])
-    heads = ["top-1, %", "images × epochs", "untrained", "untrained, all slots (linear)"]
-    heads += [*list(LOSSES.values())[1:], "seeds"]
+        lines.append([title, images(rows), *cells, len(rows)])
+    heads = ["top-1, %", "images × epochs", *LOSSES.values(), "seeds"]
     return markdown(heads, lines) if lines else None
 
 
@@ -254,10 +281,9 @@ def figure2():
                 arm = f"{group}, untrained"
                 free = [spread(by_seed(before, m, arm), m) for m in ("top1", "linear_all")]
                 sizes = ", ".join(f"{n}: {number(v, 'top1')}" for n, v in curves.mean().items())
-                mean, low, high = claims.interval(slope)
-                told = f"{number(mean, 'error', '+')} ({span(dict(low=low, high=high), 'error')})"
+                found = dict(zip(("mean", "low", "high"), claims.interval(slope)))
                 title = f"{DATA[frame['dataset'].iloc[0]]}, {spelled}"
-                lines.append([title, *free, sizes, told, len(curves)])
+                lines.append([title, *free, sizes, signed(found, "error"), len(curves)])
     heads = ["", "untrained, top-1", "untrained, all slots (linear)", "top-1 at each size of g0"]
     return markdown([*heads, "points for each doubling", "seeds"], lines) if lines else None
 
@@ -289,12 +315,12 @@ def few_picture():
 
 
 def few():
-    """Pooling with and without training, from few labels to many: turns, half as wide, with
-    extent 1 and 4; and neighbouring positions."""
+    """Pooling with and without training, from few labels to many: turns, narrower, with extent 1
+    and 4; and neighbouring positions."""
     frame, lines = networks(), []
     measures = [f"{m}_{n}" for m in ("one", "all_changed") for n in LABELS]
     if len(frame):
-        frame = frame[(frame["width"] == 0.5) | (frame["group"] == "trans")]
+        frame = frame[(frame["width"] < 1) | (frame["group"] == "trans")]
     for arm, rows in frame.groupby("arm", sort=False) if len(frame) else ():
         lines.append([named(arm), *(spread(rows[m], "top1") for m in measures), len(rows)])
     heads = [f"one slot, {n:,}" for n in LABELS] + [f"all, changed, {n:,}" for n in LABELS]
@@ -336,34 +362,42 @@ def spent():
     names = [name[:-6] for name in sorted(os.listdir(claims.FOLDER)) if name.endswith(".jsonl")]
     every = pd.concat([load(name) for name in names if name not in NOT_RUNS])
     every = every.drop_duplicates(["dataset", "arm", "seed", "epochs", "top1"])
-    return f"{len(every)} runs, {every['train_seconds'].sum() / 3600:.1f} hours of training"
+    seconds = every["cpu_seconds"].fillna(every["train_seconds"]).sum()  # without pauses
+    return f"{len(every)} runs, {seconds / 3600:.0f} hours of a CPU core"
 
 
 TABLES = dict(answers=answers, primary=primary, taught=taught, riddle=riddle, audit=audit)
 TABLES |= dict(
     knob=knob, scale=scale, published=published, figure2=figure2, bench=bench, spent=spent
 )
-TABLES |= dict(front=front, few=few, few_picture=few_picture)
+TABLES |= dict(front=front, few=few, few_picture=few_picture, added=added)
 
 
 # ---------------------------------------------------------------- the page
+def text_of(name, measure, *arms):
+    """{name | measure | arms} of ABOUT.md as text; None if a run is missing."""
+    frame = networks() if name == "riddle" else load(name)
+    if name == "riddle" and len(frame):
+        frame = frame[frame["width"] == 1]
+    if len(arms) == 1:
+        return spread(by_seed(frame, measure, *arms), measure)
+    found = difference(frame, measure, *arms[:2])
+    if not found:
+        return None
+    if arms[2:]:
+        return signed(found, measure)
+    a, b = (number(found[key], measure) for key in ("mean_a", "mean_b"))
+    return f"{a} against {b} ({span(found, measure)})"
+
+
 def filled(line):
     """A line of ABOUT.md with its tables and numbers; None if one of them has no runs."""
     for mark in re.findall(r"\{[^{}]+\}", line):
         name, *rest = [part.strip() for part in mark[1:-1].split("|")]
-        told = None
-        if not rest:
-            told = TABLES[name]()
-        elif len(rest) == 2:
-            told = spread(by_seed(load(name), rest[0], rest[1]), rest[0])
-        else:
-            found = difference(load(name), *rest)
-            if found:
-                a, b = (number(found[key], rest[0]) for key in ("mean_a", "mean_b"))
-                told = f"{a} against {b} ({span(found, rest[0])})"
-        if not told:
+        text = text_of(name, *rest) if rest else TABLES[name]()
+        if not text:
             return None
-        line = line.replace(mark, told)
+        line = line.replace(mark, text)
     return line
 
 
@@ -387,8 +421,9 @@ def main(names):
             sys.exit(f"tables.py: no table is called {name}: take {', '.join(TABLES)}")
         print(TABLES[name]() or f"{name}: its runs do not exist yet")
     if not names:
+        text = page()
         with open(os.path.join(claims.FOLDER, "README.md"), "w") as file:
-            file.write(page())
+            file.write(text)
 
 
 if __name__ == "__main__":

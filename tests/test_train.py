@@ -360,6 +360,7 @@ WRONG = {
 def test_wrong_usage_is_refused_in_one_line_and_leaves_nothing(tmp_path, monkeypatch, flags):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "note_signals", None)  # it would train here
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with refused_in_one_line(WRONG[flags]):
         train.main(flags.split())
     assert not list(tmp_path.iterdir())
