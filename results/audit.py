@@ -8,14 +8,15 @@ not have.  So take an image and T_g of it, with a random g other than e.  With a
 of them is then changed once more, by itself.  For how many of 1,000 images is the second view
 nearest to the first one of the same image?
 
-    grey bins   eight grey values, counted in each channel
-    all counts  numbers that g leaves unchanged or nearly so (12 for scale): these, edges, moments
+    grey bins    eight grey values, counted in each channel
+    kept counts  numbers that g leaves unchanged or nearly so: these bins, edges, rings or moments
 
 The distance is Euclidean, after a linear map that makes the differences of two views equally large
 in all directions.  It is learned on training images, as the first layer of a network would be.  If
 the counts find nearly all copies, a network can solve the task with them and need not learn more.
-What is that worth?  With labels the last line of each group says how well a linear classifier
-reads the classes from the counts.
+What it does learn is another question.  (The pairs are those of A-SSL.  H-SSL has them, too, where
+Eq. 1 holds.)  With labels the last line of each group says how well a linear classifier reads the
+classes from the counts.
 """
 
 import argparse
@@ -32,7 +33,7 @@ import data
 import probe
 
 AUGMENTS = ("none", "shift", "jitter")
-HEADS = ("group", "augmentation", "grey bins, %", "all counts, %", "chance, %")
+HEADS = ("group", "augmentation", "grey bins, %", "kept counts, %", "chance, %")
 LINE = "{:<8}{:<14}{:>15}{:>15}{:>15}"
 
 
@@ -96,7 +97,7 @@ def found(learn, test):
 
 
 def audit(images, group, augment, seed=0):
-    """How often counts find the changed copy → grey bins, all counts, chance: per cent.
+    """How often counts find the changed copy → grey bins, kept counts, chance: per cent.
 
     images   a data.Data
     group    "rot", "scale" or "trans"
@@ -111,7 +112,7 @@ def audit(images, group, augment, seed=0):
 
 
 def classes(images, group):
-    """How well a linear classifier reads the classes from grey bins and from all counts → per cent
+    """How well a linear classifier reads the classes from grey bins and from kept counts → per cent
     twice, and the share of the most frequent class."""
     train_x, test_x = images.train_x[:4000] / 255, images.test_x[:1000] / 255
     train_y, test_y = images.train_y[:4000], images.test_y[:1000]

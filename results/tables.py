@@ -338,7 +338,7 @@ def audit():
         rows = rows.set_index("what")
         cells = [f"{r['bins']:.1f} · {r['counts']:.1f}" for _, r in rows.iterrows()]
         lines.append([f"{DATA[dataset]}, {GROUPS[group]}", *cells])
-    return markdown(["found by grey bins · by all counts, %", *rows.index], lines)
+    return markdown(["found by grey bins · by kept counts, %", *rows.index], lines)
 
 
 def bench():
