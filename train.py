@@ -585,8 +585,8 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
             started += time.perf_counter() - paused  # only the training counts
         epoch = step // per_epoch
         if shuffled is None or step % per_epoch == 0:
-            shuffled = torch.randperm(n, generator=seeded(args.seed, epoch, 1))  # (N,)
-        batch = shuffled[step % per_epoch * args.batch_size :][: args.batch_size][share].to(device)
+            shuffled = torch.randperm(n, generator=seeded(args.seed, epoch, 1)).to(device)  # (N,)
+        batch = shuffled[step % per_epoch * args.batch_size :][: args.batch_size][share]
         drawn = pairs.draw(args.batch_size, seeded(args.seed, step, 2))
         drawn = [g[share] for g in drawn]  # (B, …) each, still on the CPU
         x1 = x[batch].to(torch.get_default_dtype()) / 255  # (B, C_in, H, H) in 0 … 1
