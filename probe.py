@@ -398,6 +398,7 @@ def main(argv=None):
         print(f"note: {done}; train.py goes on with it", file=sys.stderr)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = None if config["precision"] == "float32" else getattr(torch, config["precision"])
+    torch.backends.cudnn.allow_tf32 = False  # as in training
     f.to(device)
     classifier.to(device)
     found = evaluate(f, classifier, image_group, images, device, dtype, args.probe_size, False)

@@ -159,7 +159,8 @@ def primary():
         lines.append([f"**{name}. {title}**", "", "", "", f"**{result}**"])
         for row in rows:
             m = row["measure"]
-            what = f"{HEADS[m]}: {named(row['a'])} − {named(row['b'])}"
+            a, b = (named(row[arm]).replace(", ", " (", 1) + ")" for arm in "ab")
+            what = f"{HEADS[m]}: {a} − {b}"
             means = f"{number(row['mean_a'], m)}, {number(row['mean_b'], m)}"
             lines.append([what, means, signed(row, m), row["asked"], row["result"]])
     heads = ["", "means", "a − b, 99 % interval", "asked", "result"]
@@ -251,14 +252,16 @@ def published():
     """Top-1 beside Tables 1 and 2 of the paper, whose numbers are in italics."""
     lines = []
     for title, arms, theirs in compared():
-        rows = arms["hssl"]
+        rows, frozen = arms["hssl"], arms["frozen"]
         cells = []
         for loss, runs in arms.items():
             cells.append(spread(runs["top1"], "top1"))
             if loss in theirs:
                 cells[-1] += f" *({theirs[loss]})*"
-        lines.append([title, images(rows), *cells, len(rows)])
-    heads = ["top-1, %", "images × epochs", *LOSSES.values(), "seeds"]
+        free = spread(frozen["linear_all"], "linear_all") if "linear_all" in frozen else ""
+        lines.append([title, images(rows), cells[0], free, *cells[1:], len(rows)])
+    heads = ["top-1, %", "images × epochs", "untrained", "untrained, all slots (linear)"]
+    heads += [*list(LOSSES.values())[1:], "seeds"]
     return markdown(heads, lines) if lines else None
 
 
@@ -288,8 +291,9 @@ def figure2():
     return markdown([*heads, "points for each doubling", "seeds"], lines) if lines else None
 
 
-def networks():
-    """The rows of riddle.jsonl, sorted as in a table; empty if there are none."""
+def networks(name):
+    """The rows of riddle.jsonl for the table or picture of this name, "riddle" or "few", sorted;
+    empty if there are none."""
     path = os.path.join(claims.FOLDER, "riddle.jsonl")
     if not os.path.exists(path):
         return pd.DataFrame()
@@ -299,12 +303,14 @@ def networks():
         return list(GROUPS).index(group), -row["width"], extent, claims.ORDER.index(training)
 
     with open(path) as file:
-        return pd.DataFrame(sorted(map(json.loads, file), key=place))
+        frame = pd.DataFrame(sorted(map(json.loads, file), key=place))
+    narrow = frame["width"] < 1  # those of `pooling`
+    return frame[~narrow] if name == "riddle" else frame[narrow | (frame["group"] == "trans")]
 
 
 def riddle():
     """The picture that pictures.py draws of riddle.jsonl."""
-    if len(networks()):
+    if len(networks("riddle")):
         return "![How much of the features is ink, for three groups and four trainings](riddle.png)"
 
 
@@ -317,10 +323,8 @@ def few_picture():
 def few():
     """Pooling with and without training, from few labels to many: turns, narrower, with extent 1
     and 4; and neighbouring positions."""
-    frame, lines = networks(), []
+    frame, lines = networks("few"), []
     measures = [f"{m}_{n}" for m in ("one", "all_changed") for n in LABELS]
-    if len(frame):
-        frame = frame[(frame["width"] < 1) | (frame["group"] == "trans")]
     for arm, rows in frame.groupby("arm", sort=False) if len(frame) else ():
         lines.append([named(arm), *(spread(rows[m], "top1") for m in measures), len(rows)])
     heads = [f"one slot, {n:,}" for n in LABELS] + [f"all, changed, {n:,}" for n in LABELS]
@@ -376,9 +380,7 @@ TABLES |= dict(front=front, few=few, few_picture=few_picture, added=added)
 # ---------------------------------------------------------------- the page
 def text_of(name, measure, *arms):
     """{name | measure | arms} of ABOUT.md as text; None if a run is missing."""
-    frame = networks() if name == "riddle" else load(name)
-    if name == "riddle" and len(frame):
-        frame = frame[frame["width"] == 1]
+    frame = networks(name) if name == "riddle" else load(name)
     if len(arms) == 1:
         return spread(by_seed(frame, measure, *arms), measure)
     found = difference(frame, measure, *arms[:2])
