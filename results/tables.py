@@ -367,8 +367,8 @@ def spent():
     names = [name[:-6] for name in sorted(os.listdir(claims.FOLDER)) if name.endswith(".jsonl")]
     every = pd.concat([load(name) for name in names if name not in NOT_RUNS])
     every = every.drop_duplicates(["dataset", "arm", "seed", "epochs", "top1"])
-    seconds = every["cpu_seconds"].fillna(every["train_seconds"]).sum()  # without pauses
-    return f"{len(every)} runs, {seconds / 3600:.0f} hours of a CPU core"
+    seconds = every["cpu_seconds"].fillna(every["train_seconds"]).sum()  # older rows have both
+    return f"{len(every)} runs, about {seconds / 3600:.0f} hours, most of them with one CPU thread"
 
 
 TABLES = dict(answers=answers, primary=primary, taught=taught, riddle=riddle, audit=audit)
