@@ -193,23 +193,15 @@ def added():
 def front():
     """The table of the front page: what a linear classifier reads."""
     frame, lines = load("taught"), []
-    rows = [
-        ("one slot: untrained", "linear_one", "untrained"),
-        ("… H-SSL", "linear_one", "H-SSL"),
-        ("… jitter alone", "linear_one", "jitter alone"),
-        ("… H-SSL + jitter", "linear_one", "H-SSL + jitter"),
-        ("all slots, changed digits: untrained", "linear_all_changed", "untrained"),
-        ("… H-SSL", "linear_all_changed", "H-SSL"),
-        ("… jitter alone", "linear_all_changed", "jitter alone"),
-        ("… H-SSL + jitter", "linear_all_changed", "H-SSL + jitter"),
-    ]
-    for label, measure, loss in rows:
-        arms = [f"rot, {loss}", f"scale, {loss}", f"trans, {loss.replace('H-SSL', 'near')}"]
-        values = [by_seed(frame, measure, arm) for arm in arms]
-        if not min(map(len, values)):
-            return None
-        cells = [f"{v.mean():.1f}±{v.std():.1f}" for v in values]
-        lines.append([label, *cells])
+    readings = {"one slot": "linear_one", "all slots, changed": "linear_all_changed"}
+    for reading, measure in readings.items():
+        for loss in ("untrained", "H-SSL", "jitter alone", "H-SSL + jitter"):
+            arms = [f"rot, {loss}", f"scale, {loss}", f"trans, {loss.replace('H-SSL', 'near')}"]
+            values = [by_seed(frame, measure, arm) for arm in arms]
+            if not min(map(len, values)):
+                return None
+            cells = [f"{v.mean():.1f}±{v.std():.1f}" for v in values]
+            lines.append([f"{reading}: {loss}", *cells])
     return markdown(["linear classifier, %", "turns", "scales", "neighbours"], lines)
 
 
