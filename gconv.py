@@ -1,7 +1,7 @@
 """Group convolution with a basis-augmented kernel (Eq. 4): translations, quarter turns, scales.
 
-A filter is a combination of Hermite-Gaussian functions, ψ_ab(y, x) = b_a(y)·b_b(x), with learned
-coefficients w_ab (SESN, Sosnovik et al. 2020, basis type A).  To turn or enlarge a filter, turn or
+A filter is a combination of Hermite-Gaussian functions, ψ_mn(y, x) = b_m(y)·b_n(x), with learned
+coefficients w_mn (SESN, Sosnovik et al. 2020, basis type A).  To turn or enlarge a filter, turn or
 enlarge its functions.  Turns are exact, at sizes that fit the strides; scale is approximate.
 Needs no sibling: you can copy this file alone.
 
@@ -65,7 +65,7 @@ def hermite_gaussian(kernel_size, effective_size, scales=(1.0,)):
 def turn(w, quarter_turns):
     """Coefficients of the turned filter: w (…, e, e) → as w.
 
-    This is exact: rot90(ψ_ab) = (-1)^b ψ_ba, since b_n has the parity of n.
+    This is exact: rot90(ψ_mn) = (-1)^n ψ_nm, since b_n has the parity of n.
     """
     sign = 1 - 2 * (torch.arange(w.shape[-1], device=w.device) % 2)  # (e,): 1, -1, 1, …
     for _ in range(quarter_turns % 4):
@@ -87,7 +87,8 @@ class GConv(nn.Module):
     padding, bias   as in Conv2d; the bias is shared by all slots
     extent          how many slots g·k a filter spans, 1 (SESN and the paper) … |G| (all of Eq. 4).
                     Rotation wraps around; scale stops at the last factor
-    ValueError for other values.  Slot g = s·rotations + r has scale s and r quarter turns.
+    ValueError for others.  stride >= 1, padding >= 0.  Slot g = s·rotations + r has scale s and r
+    quarter turns.
 
     Another group: a subclass sets `order` and overrides `turned` and `scale_index`, and
     `neighbours` too if the extent is above 1 (notebook 05).
@@ -139,7 +140,7 @@ class GConv(nn.Module):
 
     def _apply(self, fn, recurse=True):
         # .to() and .double() come here.  The basis is made anew, since a cast of float32 buffers
-        # would keep their rounding.  (float64 buffers would not, but can't move to "mps".)
+        # would keep their rounding.
         super()._apply(fn, recurse)
         self.make_basis()
         return self
@@ -182,7 +183,7 @@ class GConv(nn.Module):
         """W·B, the filter at element g in pixels: (C_out, n·C_in, k_s, k_s)."""
         b = self.basis(g)
         with torch.autocast(b.device.type, enabled=False):  # half precision rounds once, later
-            return torch.einsum("oiab,ak,bl->oikl", self.coefficients(g), b, b)
+            return torch.einsum("oimn,mk,nl->oikl", self.coefficients(g), b, b)
 
     # ---- the convolution
     def forward(self, z, axis=None):
@@ -209,8 +210,10 @@ class GConv(nn.Module):
         return unfold(self.folded(y, axis), axis)
 
     def folded(self, y, axis):
+        """The layer on a folded map: (N, C_in, H, W) → (N, C_out, H', W').  Errors as above."""
         counts = axis.counts
-        if y.dim() != 4 or len(counts) != self.order or not sum(counts) == y.shape[0] > 0:
+        n = y.shape[0]
+        if y.dim() != 4 or len(counts) != self.order or n == 0 or n != sum(counts):
             raise ValueError(
                 f"counts has {len(counts)} numbers with the sum {sum(counts)}, this layer "
                 f"{self.order} slots, and y the shape {tuple(y.shape)}"
@@ -268,7 +271,7 @@ def mix(y, w, rows, cols, bias):
     y = y.view(-1, e, width, c).transpose(1, 2).reshape(-1, width, e * c)  # (N·H', W, e·C)
     y = torch.matmul(cols.flatten(0, 1), y)  # (N·H', W'·e, e·C)
     jets = y.view(n, out_height, -1, e * e * c)  # (N, H', W', e²·C)
-    w = w.permute(0, 3, 2, 1).flatten(1)  # (C_out, e²·C): b, then a, then C, as in the jets
+    w = w.permute(0, 3, 2, 1).flatten(1)  # (C_out, e²·C): n, then m, then C, as in the jets
     return F.conv2d(jets.permute(0, 3, 1, 2), w[..., None, None], bias)
 
 

@@ -138,6 +138,7 @@ class Translation(Group):
         return self.move(z, g, 1)
 
     def move(self, x, g, step):
+        """x (B, …, H, W), each b moved by step·signed(g[b]), with 0 around it."""
         for dim, shift in zip((-2, -1), self.signed(g)):
             n = x.shape[dim]
             shape = [len(x)] + [1] * (x.dim() - 1)
@@ -182,7 +183,7 @@ class Translation(Group):
 
 
 class Rotation(Group):
-    """C4: turns by 0°, 90°, 180°, 270°, counter-clockwise.  Axioms and actions are exact."""
+    """C4: turns by 0°, 90°, 180°, 270°, counter-clockwise."""
 
     order = 4
 
@@ -251,13 +252,13 @@ class Scale(Chain):
     def T(self, x, g):
         """T_g x: image b shrunk about its centre to 1/σ_g[b] of its size, 0 (background) around it.
 
-        ValueError for integer images, and on the CPU for g = -1.
+        ValueError for integer images, and on the CPU for g not on the list.
         """
         if not x.is_floating_point():
             raise ValueError(f"only floating point images can shrink, not {x.dtype}: x.float()")
         # On a GPU a look at g would wait for all work before it.  So there -1 picks NaN.
-        if g.device.type == "cpu" and (g < 0).any():
-            raise ValueError("an element of -1 is past the end of the list")
+        if g.device.type == "cpu" and ((g < 0) | (g >= self.order)).any():
+            raise ValueError(f"an element is not in 0 … {self.order - 1}")
         factors = (*self.factors, torch.nan)
         rows = shrink_matrices(x.shape[-2], factors).to(x, non_blocking=True)  # (|G| + 1, H, H)
         cols = shrink_matrices(x.shape[-1], factors).to(x, non_blocking=True)  # (|G| + 1, W, W)
@@ -324,7 +325,8 @@ def fibers(z, group, pool="mean"):
     """z read as a function on the group (Section 2): z(g) ∈ R^C for every g.
 
     For translation each position is a slot.  The other groups pool over space: "mean" as in
-    Appendix B, or "max".  Returns (B, |G|, C).  ValueError for other maps and pools.
+    Appendix B, or "max".  Returns (B, n, C) for the n slots of z.  ValueError for another pool, and
+    for translations of maps with G > 1.
     """
     if pool not in ("mean", "max"):
         raise ValueError(f"fibers are pooled by 'mean' or 'max', not {pool!r}")
@@ -352,7 +354,7 @@ class Pairs(NamedTuple):
     """The pairs (g1, g2) that may be drawn, on the CPU: M elements with at most K partners each."""
 
     elements: torch.Tensor  # (M,) long, for g1
-    partners: torch.Tensor  # (M, K) long, for g2: of row i the first counts[i]
+    partners: torch.Tensor  # (M, K) long, for g2: of row i the first counts[i], i too
     counts: torch.Tensor  # (M,) long
 
 

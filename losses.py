@@ -15,7 +15,6 @@ If f is equivariant the two are the same numbers, f(T_g x)(g0) = Γ_g f(x)(g0) =
 
 f is a network with `f.group` and `f.bundle(x, base)`, as in backbones.py; h is any head.  Letters
 and shapes are those of groups.py's alphabet.
-Under torchrun each process holds a part of the batch.  The negatives come from all of them.
 """
 
 import math
@@ -33,14 +32,14 @@ def info_nce(y1, y2, tau=0.1, denominator="paper", W=None):
 
         -1/N Σ_i log [ exp(sim(y1_i, y2_i)/τ) / Σ_{k≠i} Σ_{j,l ∈ {1,2}} exp(sim(yj_i, yl_k)/τ) ]
 
-    y1, y2       (B, D) the two views, of any float dtype; N is B on all processes together
+    y1, y2       (B, D) the two views, floats; the same B on every process, N in all
     tau          the temperature τ > 0
     denominator  "paper": as above; both views of i share it, and the positive is not in it.
                  "ntxent": SimCLR's; each view of i is an anchor of its own, with all other 2N-1
     W            None: sim is the cosine.  (D, D), not always symmetric: DIM(L)'s log-bilinear model
                  y1ᵀ W y2 on views that are not normalised (Eq. 5, Appendix C)
-    Returns a scalar, at least float32.  ValueError for other arguments, and for N = 1 if that
-    leaves the denominator empty (in "ntxent" the positive is left: the loss is 0).
+    Returns a scalar, at least float32.  ValueError for other views, τ or denominators, and for
+    N = 1 if that leaves the denominator empty (in "ntxent" the positive is left: the loss is 0).
     Memory: a few (2B, 2N) float32 matrices, 256 MiB each at B = N = 4096 (results/bench.py).
     """
     if denominator not in ("paper", "ntxent"):
@@ -88,8 +87,7 @@ def gather(y):
 
 
 class AllGather(torch.autograd.Function):
-    """The tensors of R processes, (R, …), with gradient.  `dist.all_gather` has none to the others;
-    torch.distributed.nn.all_gather has it, but is deprecated."""
+    """The tensors of all R processes, (R, …), with the gradient that `dist.all_gather` lacks."""
 
     @staticmethod
     def forward(ctx, y):
@@ -109,7 +107,7 @@ def cosine_regression(p1, p2, y1, y2):
 
         1/N Σ_i { [ 1 - cos(p1_i, y2_i) ] + [ 1 - cos(p2_i, y1_i) ] },    0 … 4, 2 at chance
 
-    There are no negatives.  BYOL's own loss in both directions is twice this.
+    BYOL's own loss in both directions is twice this.
 
     p1, p2  (B, D) predictions q(y) of the network that learns
     y1, y2  (B, D) the targets, used without gradient: the views of a slow copy of the network
@@ -250,6 +248,7 @@ class Matched:
 
 
 def pick(elements, batch, generator):
+    """`batch` elements, drawn uniformly: (batch,) long."""
     return elements[torch.randint(len(elements), (batch,), generator=generator)]
 
 

@@ -4,7 +4,7 @@
 
 Needs four siblings: backbones.py, data.py, groups.py, losses.py (and what they need).
 
-Distances and retrieval, on up to 1,000 test images, for each g other than e:
+Distances and retrieval, on up to 1,000 test images, for each g that `study` names:
     invariance   ‖f(T_g x)(g0) - f(x)(g0)‖        the change under g; null: 1, two different images
     equation1    ‖f(T_g x)(g0) - f(x)(g⁻¹·g0)‖    how far Γ_g misses; null: invariance
     axis         ‖f(x)(g⁻¹·g0) - f(x)(g0)‖        how much the slots of one map differ
@@ -12,7 +12,7 @@ Distances and retrieval, on up to 1,000 test images, for each g other than e:
     bins         the same with eight grey values counted in the image, without a network
 
 Read-outs, in per cent of the test images.  The classifiers learn on images as they are.  `_changed`
-reads test images that were changed by a random g other than e.
+reads test images that were changed by a random g other than e (shifts: up to 20 %).
     top1                     the classifier of Appendix B with a new linear layer
     linear_one, knn_one      a linear classifier and 20 nearest neighbours on one slot, f(x)(g0)
     linear_all, knn_all      the same on the maximum over all slots.  In an exactly equivariant
@@ -66,7 +66,7 @@ def distances(f, x, image_group, elements, g0):
     g0           (|g0|,) long, the slots that are read
     Returns a dict of lists of M floats.  equation1 and axis are None if no group acts on z.  A
     distance is None if f gives all images the same features, up to rounding, or for one image.
-    Raises ValueError if f is in training mode."""
+    Raises ValueError if f is in training mode, or if some g⁻¹·g0 is past the end."""
     if f.training:
         raise ValueError("distances need f in evaluation mode: f.eval()")
 
@@ -142,6 +142,7 @@ def encode(f, classifier, x, device, dtype=None, image_group=None, batch=256, qu
     """Frozen features of images, three float32 tensors on the CPU.
 
     x            (N, C_in, H, W) uint8
+    dtype        for autocast; None: none
     image_group  if given, each image is first changed by a random T_g other than e
     Returns `classifier.features(z)` (N, C'), one slot (N, C), and all slots' maximum (N, C).
     Where no group acts on z such a maximum has no meaning: there the last is all of z, (N, G·C)."""
@@ -172,7 +173,7 @@ def linear_accuracy(train_v, train_y, *tests):
     train_v, train_y  (N, C) and (N,)
     tests             pairs of features (M, C) and labels (M,)
     Returns the accuracy on each test in per cent."""
-    # here and below, since scikit-learn takes two seconds
+    # here and below: this takes two seconds
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, ShuffleSplit
     from sklearn.pipeline import make_pipeline
@@ -306,15 +307,14 @@ def network(config, images):
     image_group = acts_on_images(config["group"], size)
     about = dict(size=size, c_in=c_in, classes=max(2, len(images.classes)))
     about["mean"], about["std"] = data.mean_std(images.train_x)
-    for name in ("group", "backbone", "width", "base_size", "functions", "pool"):
+    for name in ("group", "backbone", "width", "base_size", "functions", "extent", "pool"):
         about[name] = config[name]
-    about["extent"] = config.get("extent", 1)  # older runs have no such setting
     try:
         f, h, classifier = backbones.build(images.kind, **about)
         f.sampled = f.independent and config["slots"] == "sampled"
         if config["epsilon"]:
             backbones.perturb(f, config["epsilon"], config["seed"])
-        if config.get("pairs") == "matched":
+        if config["pairs"] == "matched":
             equation = losses.h_ssl if config["loss"] == "hssl" else losses.a_ssl
             pairs = losses.Matched(f.group, equation, config["strength"])
         elif config["loss"] == "hssl":

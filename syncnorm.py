@@ -2,7 +2,7 @@
 
 Needs no sibling: you can copy this file alone.
 
-    synchronise(model)  # in place, before DistributedDataParallel
+    synchronise(model)  # in place, on its device, before DistributedDataParallel
 """
 
 import torch

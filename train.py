@@ -46,7 +46,7 @@ from syncnorm import synchronise
 
 # ---- the command line
 SMALL = dict(epochs=20, batch_size=256, lr=2.0, warmup_epochs=1.0)  # for two CPU cores
-PAPER = dict(epochs=1300, batch_size=4096, lr=0.1, warmup_epochs=10.0)  # Appendix B
+PAPER = dict(epochs=1300, batch_size=4096, lr=0.1, warmup_epochs=10.0)
 PRESETS = {
     "mnist5k": SMALL,
     "mnist": PAPER | dict(epochs=500),
@@ -129,7 +129,8 @@ def parse(argv=None):
     for name, (_, _, smallest, _) in NUMBERS.items():
         value = getattr(args, name.replace("-", "_"))
         if value is not None and not smallest <= value < 1e9:
-            raise UsageError(f"--{name} {value:g} is out of range: take {smallest} or more")
+            wanted = f"take {smallest} or more, below 1e9"
+            raise UsageError(f"--{name} {value:g} is out of range: {wanted}")
     if args.loss == "frozen":
         args.epochs = 0
     args.slots = args.slots or ("sampled" if args.base_size == args.extent == 1 else "all")
@@ -179,8 +180,8 @@ class LARS(torch.optim.Optimizer):
         v = m·v + q·d       momentum
         p = p - lr·v
 
-    Tensors of one dimension (biases, norms) get q = 1 and wd = 0.  You et al. divide by
-    ‖g‖ + wd·‖p‖; SimCLR puts lr inside v.  Takes parameter groups.  Needs only torch."""
+    Tensors of one dimension (biases, norms) get q = 1 and wd = 0.  Takes parameter groups.  Needs
+    only torch."""
 
     def __init__(self, params, lr=0.1, momentum=0.9, weight_decay=1e-4, eta=0.001):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, eta=eta))
@@ -230,7 +231,7 @@ class Objective(nn.Module):
         self.classifier = classifier
         h.requires_grad_(args.loss not in ("supervised", "frozen"))
         classifier.requires_grad_(args.loss == "supervised")  # else probe.py fits a linear layer
-        self.chance = 2  # the loss if all views are equally alike
+        self.chance = 2  # if all cosines are 0
         if args.objective not in ("byol", "simsiam"):
             self.chance = losses.chance(args.batch_size, args.objective)
         d = h[-1].num_features  # D
@@ -304,13 +305,13 @@ def precision(amp, device):
     if amp == "auto" and device.type == "cuda":
         amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     elif amp == "auto":
-        found = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+        found = getattr(torch.cpu, "get_capabilities", dict)()
         amp = "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "off"
     return {"off": "float32", "bf16": "bfloat16", "fp16": "float16"}[amp]
 
 
 def largest(device, *values):
-    """The maxima of ints over all processes, so that all of them take the same decisions."""
+    """The maxima of ints over all processes, so that all decide alike."""
     values = torch.tensor(values)
     if dist.is_initialized():
         values = values.to(device)
@@ -381,7 +382,7 @@ def lock(folder):
 
 
 def note_signals(say):
-    """A list that gets the number and time of the first TERM, INT or HUP.  More than a second later
+    """A list that gets the number and time of each TERM, INT or HUP.  More than a second later
     another one ends the process at once, even in a hanging collective: so a thread hears them."""
     came = []
     hear, tell = os.pipe()
@@ -460,6 +461,7 @@ def seeded(*key):
 
 # ---- the run, in order
 def main(argv=None):  # noqa: C901  one body, in the order in which it runs
+    """Do what the command line says.  In a process of its own: it keeps TERM, INT and HUP."""
     args = parse(argv)
     rank, local, world, device = start(args.device)
 
@@ -470,15 +472,14 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     # ---- what is there: a finished run, one to go on with, or nothing
     saved = in_turn(lambda: load_run(args), rank, local, device)
     finished = os.path.join(args.out, "result.json")
-    told = None
+    done = None  # the report of a run that is finished, and measured as asked
     if saved and saved["step"] == saved["steps"] and os.path.exists(finished):
         with open(finished) as file:
-            result = json.load(file)
-        asked = dict(probe_size=args.probe_size, before=args.before)
-        if asked.items() <= result.items():
-            told = f"{args.out} is finished\n{probe.report(result)}"
-    if told and saved["data_dir"] == os.path.abspath(args.data_dir):
-        say(told)
+            old = json.load(file)
+        if (old["probe_size"], old["before"]) == (args.probe_size, args.before):
+            done = f"{args.out} is finished\n{probe.report(old)}"
+    if done and saved["data_dir"] == os.path.abspath(args.data_dir):
+        say(done)
         return
     rounding = saved["precision"] if saved else precision(args.amp, device)  # a run keeps its own
     dtype = None if rounding == "float32" else getattr(torch, rounding)
@@ -487,14 +488,15 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     pixels = data.fingerprint(images.train_x)
     if saved and saved["images"] != pixels:
         raise UsageError(f"{args.out} is a run on other images than {args.data_dir}: take another")
-    if told:  # the same images in another place
-        say(told)
+    if done:  # the same images in another place
+        say(done)
         return
     n = len(images.train_x)
     if args.epochs and (args.batch_size > n or args.batch_size % world):
+        fits = min(args.batch_size, n) // world * world
         raise UsageError(
             f"--batch-size {args.batch_size} does not fit {n} images and {world} process(es): "
-            f"take {max(2, min(args.batch_size, n) // world) * world}"
+            f"take {fits or 'fewer processes'}"
         )
     if args.loss == "supervised" and images.train_y is None:
         raise UsageError(f"the images in {args.data_dir} have no classes: take another --loss")
@@ -632,7 +634,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
         dist.destroy_process_group()
     if stop or signals:
         say(f"stopped after step {step} of {steps}: the same command goes on")
-        sys.exit(128 + signals[0][0] if signals else 1)
+        sys.exit((128 + signals[0][0]) if signals else 1)
     if rank > 0:
         return
     signals.append((0, -math.inf))  # all is saved: the next signal counts as a second one

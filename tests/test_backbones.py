@@ -259,8 +259,9 @@ def test_an_inexact_size_is_said_once_for_the_whole_network():
         MNISTNet(SCALES, width=1 / 16).eval()(torch.rand(1, 1, 28, 28))  # nothing to break
         classifier = MNISTClassifier(f.channels, 10, rotations=4)
         classifier(f(torch.rand(1, 1, 29, 29)))  # the paper's own, 8 - 7 with stride 2
-    text = "exact for the whole network are 25 and 29 px"
-    assert len(told) == 1 and text in str(told[0].message)
+    text = "28 px breaks equivariance: the nearest exact sizes are [25, 29]"
+    assert [str(one.message) for one in told] == [text]
+    assert told[0].filename == __file__  # it names the line that calls the network
 
 
 # ---------------------------------------------------------------- BatchNorm over all processes

@@ -350,12 +350,13 @@ def test_factors_start_at_1_and_increase(make, factors):
 
 
 def test_what_does_not_exist_is_refused():
-    none, x, z = torch.tensor([-1]), torch.rand(1, 1, 5, 5), torch.rand(1, 2, 4, 5, 5)
+    x, z = torch.rand(1, 1, 5, 5), torch.rand(1, 2, 4, 5, 5)
     with pytest.raises(ValueError, match="at least 1"):
         Translation(0, 3)
     for group in (Scale(), RotationScale()):
-        with pytest.raises(ValueError, match="past the end"):
-            group.T(x, none)
+        for g in (-1, group.order, group.order + 4):
+            with pytest.raises(ValueError, match="not in 0 … 5"):
+                group.T(x, torch.tensor([g]))
     assert shrink_matrices(5, (1.0, torch.nan))[-1].isnan().all()  # what -1 picks on a GPU
     for act, images in ((Numbered(4).T, x), (Numbered(4).Gamma, z)):
         with pytest.raises(ValueError, match="no group acts"):

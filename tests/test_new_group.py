@@ -99,6 +99,16 @@ def test_a_bundle_is_gamma_read_at_the_base(example, double):
 
 
 # ---------------------------------------------------------------- the layers
+def test_a_size_that_is_not_exact_is_said(example, recwarn):
+    """Also of a group of one's own, whose layers have no `rotations`."""
+    f = network(example).eval()
+    by_size = {}
+    for size in (29, 30):
+        by_size[size] = by_element(f, torch.rand(1, 1, size, size).double(), example.D4())
+    assert max(by_size[29]) < 1e-10 and max(by_size[30]) > 0.01
+    assert {str(one.message)[:5] for one in recwarn} == {"30 px"}
+
+
 @pytest.mark.parametrize("extent, jets_above", [(1, 0), (3, 10**9), (8, 0)])
 def test_f_of_T_is_Gamma_of_f(example, double, monkeypatch, extent, jets_above):
     """All g, trained weights, every position: 1e-10.  With extent 8, all of Eq. 4, slots mix."""

@@ -378,7 +378,7 @@ def test_the_command_itself_refuses_in_one_line(tmp_path):
     command = [sys.executable, os.path.join(ROOT, "train.py"), "--tau", "0"]
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=120)
     assert done.returncode == 2 and done.stdout == "" and not list(tmp_path.iterdir())
-    assert done.stderr == "train.py: --tau 0 is out of range: take 0.0001 or more\n"
+    assert done.stderr == "train.py: --tau 0 is out of range: take 0.0001 or more, below 1e9\n"
 
 
 def test_help_names_every_flag(capsys):
