@@ -182,7 +182,7 @@ def _mnist5k(data_dir):
 
 def _torchvision(name, data_dir, where):
     """torchvision's training and test set, downloaded if they are not there."""
-    from torchvision import datasets  # two seconds
+    from torchvision import datasets  # slow to import
 
     try:
         cls = getattr(datasets, name)

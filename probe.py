@@ -173,7 +173,7 @@ def linear_accuracy(train_v, train_y, *tests):
     train_v, train_y  (N, C) and (N,)
     tests             pairs of features (M, C) and labels (M,)
     Returns the accuracy on each test in per cent."""
-    # here and below: this takes two seconds
+    # here and below: slow to import
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, ShuffleSplit
     from sklearn.pipeline import make_pipeline

@@ -100,7 +100,7 @@ def knob():
         ax.set_xticks((0.1, 0.3, 1, 3), ("0.1", "0.3", "1", "3"))
         ax.set_ylim(0)
     axes[0].legend()
-    figure.suptitle("Both losses, the further Γ_g is from right")
+    figure.suptitle("What both losses do the further Γ_g is from right")
     return figure
 
 
@@ -236,7 +236,8 @@ def few():
         ax.set_ylabel("linear classifier, %")
     lines = {t: h for ax in axes.flat for h, t in zip(*ax.get_legend_handles_labels())}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines))
-    figure.suptitle("What each way of training is worth, from few labels to many")
+    title = "Turned digits, all slots: jitter alone gains much over free pooling, H-SSL little"
+    figure.suptitle(title)
     return figure
 
 

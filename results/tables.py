@@ -297,7 +297,10 @@ def networks(name):
     with open(path) as file:
         frame = pd.DataFrame(sorted(map(json.loads, file), key=place))
     narrow = frame["width"] < 1  # those of `pooling`
-    return frame[~narrow] if name == "riddle" else frame[narrow | (frame["group"] == "trans")]
+    frame = frame[~narrow] if name == "riddle" else frame[narrow | (frame["group"] == "trans")]
+    if frame.duplicated(["arm", "seed"]).any():
+        raise ValueError("two networks have the same arm and seed: remove one from riddle.jsonl")
+    return frame
 
 
 def riddle():
@@ -373,7 +376,7 @@ TABLES |= dict(front=front, few=few, few_picture=few_picture, added=added)
 # ---------------------------------------------------------------- the page
 def text_of(name, measure, *arms):
     """{name | measure | arms} of ABOUT.md as text; None if a run is missing."""
-    frame = networks(name) if name == "riddle" else load(name)
+    frame = networks(name) if name in ("riddle", "few") else load(name)
     if len(arms) == 1:
         return spread(by_seed(frame, measure, *arms), measure)
     found = difference(frame, measure, *arms[:2])
