@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
+import pandas as pd
 from matplotlib import pyplot as plt
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -174,6 +175,28 @@ def figure2():
     return figure
 
 
+def audit():
+    """How often counts alone find the changed copy (audit.py)."""
+    frame = pd.read_json(os.path.join(claims.FOLDER, "audit.jsonl"), lines=True)
+    names = ["none", "shift", "jitter"]
+    looks = {
+        "counts": ("kept counts", dict(ls="-", color="black")),
+        "bins": ("grey bins", dict(ls="--", color="0.6", mfc="white")),
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    for ax, (dataset, part) in zip(axes, frame.groupby("dataset", sort=False)):
+        for group, rows in part.groupby("group", sort=False):
+            for measure, (label, look) in looks.items():
+                found = rows.set_index("what")[measure][names]
+                label = f"{GROUPS[group]}, {label}"
+                ax.plot(names, found, marker=MARKS[group], label=label, **look)
+        ax.set(title=tables.DATA[dataset], xlabel="augmentation of each view")
+    axes[0].set_ylabel("copies found among 1,000, %")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right center")
+    figure.suptitle("Without a network, counts find most changed copies; after jitter, few")
+    return figure
+
+
 def riddle():
     frame = tables.networks("riddle")
     labels = {
@@ -242,7 +265,7 @@ def few():
 
 
 PICTURES = dict(taught=taught, scale=scale, knob=knob, published=published)
-PICTURES |= dict(figure2=figure2, riddle=riddle, few=few)
+PICTURES |= dict(figure2=figure2, audit=audit, riddle=riddle, few=few)
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or PICTURES:

@@ -220,6 +220,11 @@ def knob():
     return markdown(heads, lines) if lines else None
 
 
+def pooling():
+    """Turns, narrower, with extent 1 and 4.  Only printed."""
+    return read_outs([*READ, "knn_one", "knn_one_changed"], "pooling")
+
+
 def scale():
     """Scale with 3 functions and the maximum: 10,000 digits, and one epoch of all 60,000."""
     return read_outs([*READ, "error", "invariance"], "nearer", "minute")
@@ -370,7 +375,7 @@ TABLES = dict(answers=answers, primary=primary, taught=taught, riddle=riddle, au
 TABLES |= dict(
     knob=knob, scale=scale, published=published, figure2=figure2, bench=bench, spent=spent
 )
-TABLES |= dict(front=front, few=few, few_picture=few_picture, added=added)
+TABLES |= dict(front=front, few=few, pooling=pooling, few_picture=few_picture, added=added)
 
 
 # ---------------------------------------------------------------- the page
