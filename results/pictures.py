@@ -85,7 +85,7 @@ def scale():
 
 
 def knob():
-    frame = load("knob")
+    found = tables.by_epsilon()
     panels = {
         "invariance": "change under a turn\n(1: two different images)",
         "linear_one_changed": "linear, one slot, turned digits, %",
@@ -93,15 +93,19 @@ def knob():
     }
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.8))
     for ax, (measure, label) in zip(axes, panels.items()):
-        for loss, rows in frame.groupby(frame["arm"].str.split(", ").str[1], sort=False):
-            means = rows.groupby("epsilon")[measure].mean()
-            ax.plot(means.index, means, color=COLOURS[loss], label=loss)
-            ax.plot(rows["epsilon"], rows[measure], "o", color=COLOURS[loss], ms=4)
+        for loss in tables.LEARNED:
+            values = {epsilon: arms[loss][measure] for epsilon, arms in found.items()}
+            means = [seeds.mean() for seeds in values.values()]
+            ax.plot(list(values), means, color=COLOURS[loss], label=loss)
+            for epsilon, seeds in values.items():
+                ax.plot([epsilon] * len(seeds), seeds, "o", color=COLOURS[loss], ms=4)
         ax.set(xscale="log", xlabel="ε: how much Eq. 1 is broken", title=label)
         ax.set_xticks((0.1, 0.3, 1, 3), ("0.1", "0.3", "1", "3"))
         ax.set_ylim(0)
     axes[0].legend()
-    figure.suptitle("What both losses do the further Γ_g is from right")
+    figure.suptitle(
+        "The more Eq. 1 is broken, the fewer copies are found; A-SSL keeps more than H-SSL"
+    )
     return figure
 
 

@@ -36,6 +36,7 @@ HEADS = {  # measure → the head of its column
     "retrieval": "finds its copy",
 }
 READ = list(HEADS)[:5]
+LEARNED = list(LOSSES.values())[:3]  # all but supervised
 ANSWERS = {"holds": "**yes**", "opposite": "**opposite**", "open": "open"}
 # Top-1 beside the paper's: title, experiments, data set, arms without their losses, its table
 KINDS = [
@@ -205,18 +206,24 @@ def front():
     return markdown(["linear classifier, %", "turns", "scales", "neighbours"], lines)
 
 
-def knob():
-    """Each ε: three measures of three networks."""
-    frame, lines = load("knob"), []
-    measures = ("error", "invariance", "linear_one_changed", "retrieval")
-    losses = list(LOSSES.values())[:3]
+def by_epsilon():
+    """Each ε of which all three networks have runs: {ε: {loss: its rows}}."""
+    frame, found = load("knob"), {}
     for epsilon, rows in frame.groupby("epsilon") if len(frame) else ():
-        arms = {loss: rows[rows["arm"].str.contains(f", {loss},")] for loss in losses}
-        if not all(map(len, arms.values())):
-            continue
+        arms = {name: rows[rows["arm"].str.contains(f", {name},")] for name in LEARNED}
+        if all(map(len, arms.values())):
+            found[epsilon] = arms
+    return found
+
+
+def knob():
+    """Each ε: four measures of three networks."""
+    lines = []
+    measures = ("error", "invariance", "linear_one_changed", "retrieval")
+    for epsilon, arms in by_epsilon().items():
         cells = [" · ".join(spread(runs[m], m) for runs in arms.values()) for m in measures]
         lines.append([f"ε = {epsilon:g}", *cells, min(map(len, arms.values()))])
-    heads = [" · ".join(losses), *(HEADS[m] for m in measures), "seeds"]
+    heads = [" · ".join(LEARNED), *(HEADS[m] for m in measures), "seeds"]
     return markdown(heads, lines) if lines else None
 
 
