@@ -77,13 +77,12 @@ class ConvNet(Backbone):
         self.geometry = geometry_of(self)
         self.stride = math.prod(stride for _, stride, _ in self.geometry)
         self.lifted = lifting.order  # G, the length of the lifted axis
-        turns = lifting.rotations > 1
-        self.strides_matter = lifting.order > len(lifting.scales)  # for turns, or mirrors
+        self.turns = lifting.turns
         if group is not None:
             self.group = group
-        elif turns and len(lifting.scales) > 1:
+        elif self.turns and len(lifting.scales) > 1:
             self.group = groups.RotationScale(lifting.scales)
-        elif turns:
+        elif self.turns:
             self.group = groups.Rotation()
         elif len(lifting.scales) > 1:
             self.group = groups.Scale(lifting.scales)
@@ -108,7 +107,7 @@ class ConvNet(Backbone):
         if slots is not None and not self.independent:
             raise ValueError("this network needs all slots: call f(x), and set f.sampled = False")
         for size in x.shape[-2:]:
-            if self.strides_matter and not passes(size, self.geometry)[1]:
+            if self.turns and not passes(size, self.geometry)[1]:
                 near = range(size - self.stride, size + self.stride)
                 exact = [n for n in near if passes(n, self.geometry)[1]]
                 text = f"{size} px breaks equivariance: the nearest exact sizes are {exact}"
@@ -283,7 +282,7 @@ class Normalise(nn.Module):
 class MLP(Backbone):
     """Fully connected 784, 1024, 2048 (times the width), read as 16 slots: z (B, 128, 16, 1, 1).
 
-    Each layer has a BatchNorm and a ReLU.  pixels: C_in·H·W.
+    pixels: C_in·H·W.
     """
 
     def __init__(self, pixels, normalise=None, width=1.0):
@@ -320,7 +319,7 @@ class PlainConv(nn.Conv2d):
     """An ordinary convolution with GConv's arguments; it ignores its basis, group and axis."""
 
     order = 1
-    rotations = 1
+    turns = False
     scales = (1.0,)
 
     def __init__(self, c_in, c_out, kernel_size, functions=None, stride=1, padding=0, **ignored):

@@ -221,6 +221,8 @@ def _tiny_imagenet(data_dir):
         with open(os.path.join(root, "wnids.txt")) as file:
             wnids = file.read().split()
         number = {wnid: i for i, wnid in enumerate(wnids)}
+        if len(number) != len(wnids):
+            raise ValueError("a wnid stands twice in wnids.txt")
         for wnid in wnids:
             files = _classes(os.path.join(root, "train", wnid, "images")).get(".", [])
             if not files:

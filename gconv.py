@@ -122,6 +122,7 @@ class GConv(nn.Module):
         self.effective_size = kernel_size if effective_size is None else effective_size
         self.scales = tuple(scales)
         self.rotations = rotations
+        self.turns = self.order > len(self.scales)  # or mirrors: a group of yours
         self.stride = stride
         self.padding = padding
         self.extent = extent
@@ -199,8 +200,7 @@ class GConv(nn.Module):
             raise ValueError(f"this layer takes {shapes}, not {tuple(z.shape)}")
         for size in z.shape[-2:]:  # a network checks the sizes of all its layers together
             rest = (size + 2 * self.padding - self.kernel_size) % self.stride
-            turns = self.order > len(self.scales)  # or mirrors, in a group of your own
-            if turns and rest and not torch.compiler.is_compiling():
+            if self.turns and rest and not torch.compiler.is_compiling():
                 warnings.warn(
                     f"stride {self.stride} at {size} px breaks equivariance: sizes that are good "
                     f"for this layer are {size - rest} or {size - rest + self.stride}",

@@ -138,7 +138,7 @@ class Translation(Group):
         return self.move(z, g, 1)
 
     def move(self, x, g, step):
-        """x (B, …, H, W), each b moved by step·signed(g[b]), with 0 around it."""
+        """Image or map b moved by step·signed(g[b]), with 0 around it."""
         for dim, shift in zip((-2, -1), self.signed(g)):
             n = x.shape[dim]
             shape = [len(x)] + [1] * (x.dim() - 1)

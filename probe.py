@@ -173,7 +173,7 @@ def linear_accuracy(train_v, train_y, *tests):
     train_v, train_y  (N, C) and (N,)
     tests             pairs of features (M, C) and labels (M,)
     Returns the accuracy on each test in per cent."""
-    # here and below: slow to import
+    # slow to import
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, ShuffleSplit
     from sklearn.pipeline import make_pipeline
@@ -307,6 +307,7 @@ def network(config, images):
     image_group = acts_on_images(config["group"], size)
     about = dict(size=size, c_in=c_in, classes=max(2, len(images.classes)))
     about["mean"], about["std"] = data.mean_std(images.train_x)
+    config = dict(extent=1, pairs="own") | config  # for older runs
     for name in ("group", "backbone", "width", "base_size", "functions", "extent", "pool"):
         about[name] = config[name]
     try:

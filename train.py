@@ -461,7 +461,7 @@ def seeded(*key):
 
 # ---- the run, in order
 def main(argv=None):  # noqa: C901  one body, in the order in which it runs
-    """Do what the command line says.  In a process of its own: it keeps TERM, INT and HUP."""
+    """Do what the command line says.  From then on it keeps TERM, INT and HUP."""
     args = parse(argv)
     rank, local, world, device = start(args.device)
 
@@ -472,11 +472,11 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     # ---- what is there: a finished run, one to go on with, or nothing
     saved = in_turn(lambda: load_run(args), rank, local, device)
     finished = os.path.join(args.out, "result.json")
-    done = None  # the report of a run that is finished, and measured as asked
+    done = None  # the report, if all is finished and measured as asked
     if saved and saved["step"] == saved["steps"] and os.path.exists(finished):
         with open(finished) as file:
             old = json.load(file)
-        if (old["probe_size"], old["before"]) == (args.probe_size, args.before):
+        if (old.get("probe_size"), old.get("before")) == (args.probe_size, args.before):
             done = f"{args.out} is finished\n{probe.report(old)}"
     if done and saved["data_dir"] == os.path.abspath(args.data_dir):
         say(done)

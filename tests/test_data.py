@@ -112,6 +112,7 @@ def test_tiny_imagenet_layout(tmp_path):
 @pytest.mark.parametrize(
     "path, text, told",
     [
+        ("wnids.txt", "n2\nn1\nn2\n", "a wnid stands twice"),
         ("train/n1/images", None, "n1"),
         ("val/val_annotations.txt", "", "do not go together"),
         ("val/val_annotations.txt", "0.JPEG\tn3\t0\n", "n3"),
