@@ -22,36 +22,38 @@ if not os.environ.get("TEST_ON_GPU"):  # the tests are about the CPU; who has a 
 
 from data import UsageError
 
-# ---------------------------------------------------------------------------------- notebooks
+# ------------------------------------------------------------------- notebooks and their answers
 RUN = """import nbclient, nbformat, os, sys
 notebook, folder = nbformat.read(sys.argv[1], as_version=4), os.path.dirname(sys.argv[1])
 where = {"metadata": {"path": folder}}
 nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where).execute()"""
+BEHIND = ("test_notebook_runs", "test_answers_are_right")  # each has a path, which runs meanwhile
 
 
-def run_notebook(path):
-    command = [sys.executable, "-c", RUN, path]
+def run_file(path):
+    """A notebook in a fresh kernel, or a script: one thread, in a process of its own."""
+    how = ["-c", RUN, path] if path.endswith(".ipynb") else [path]
     env = dict(os.environ, OMP_NUM_THREADS="1")
-    return subprocess.run(command, capture_output=True, text=True, env=env)
+    return subprocess.run([sys.executable, *how], capture_output=True, text=True, env=env)
 
 
 def pytest_collection_modifyitems(items):
     # at the end: they wait for what runs in the background
-    items.sort(key=lambda item: item.name.startswith("test_notebook_runs"))
+    items.sort(key=lambda item: item.name.startswith(BEHIND))
 
 
 def pytest_collection_finish(session):
-    """Start the selected notebooks, one after the other in fresh kernels.  The tests then have one
-    thread.  session.config.notebooks[path] is a future of the process."""
+    """Start the selected files, one after the other.  The tests then have one thread.
+    session.config.behind[path] is a future of the process."""
     pool = ThreadPoolExecutor(1)
-    session.config.notebooks = {}
+    session.config.behind = {}
     if session.config.option.collectonly:
         return
     for item in session.items:
-        if item.name.startswith("test_notebook_runs"):
+        if item.name.startswith(BEHIND):
             path = item.callspec.params["path"]
-            session.config.notebooks[path] = pool.submit(run_notebook, path)
-    if session.config.notebooks:
+            session.config.behind[path] = pool.submit(run_file, path)
+    if session.config.behind:
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
 

@@ -162,7 +162,7 @@ def test_links_and_anchors_lead_somewhere(page):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=short)
 def test_notebook_runs(request, path):
     """From start to end, in the background, see conftest.py.  Every claim in it is an assert."""
-    done = request.config.notebooks[path].result()
+    done = request.config.behind[path].result()
     assert done.returncode == 0, done.stderr
 
 
