@@ -134,10 +134,11 @@ def answers():
     """The paper's sentences and what the runs say: a line each.
 
     In paper.json a sentence has the paper's numbers, the experiments that may test it (the first
-    that has three seeds does), two arms a and b, and what it says of a - b in top-1."""
+    that has three seeds does), two arms a and b, and what it says of a - b in top-1.  One that
+    needs no runs has the answer there."""
     lines, budgets = [], {}
     for sentence, theirs, experiments, a, b, asked in paper()["sentences"]:
-        line = [sentence, theirs, "", "", "", "not tested here"]
+        line = [sentence, theirs, "", "", "", "not tested here" if experiments else asked]
         for frame in map(load, experiments.split()):
             found = difference(frame, "top1", a, b)
             if found and found["seeds"] > 2:

@@ -136,6 +136,24 @@ def test_each_objective_is_the_loss_of_its_name(loss, name):
     assert model.chance == pytest.approx(chance.get(name, 2))
 
 
+@pytest.mark.parametrize("name", ["infonce", "ntxent", "bilinear", "byol", "simsiam"])
+def test_each_objective_is_one_loss_where_the_network_is_exact(double, name):
+    """The derivation of Eq. 3 from Eq. 2 is about views, so it holds for all: loss and gradient."""
+    results = []
+    for loss in ("assl", "hssl"):
+        model = objective(f"--loss {loss} --objective {name} --group rot")
+        x = torch.rand(6, 1, 29, 29, generator=torch.Generator().manual_seed(0))
+        g0 = torch.zeros(6, 1, dtype=torch.long)
+        g1 = torch.tensor([0, 1, 2, 3, 1, 2])
+        value, _, _ = model(x, None, None, g0, g1, g1.roll(1))
+        value.backward()
+        grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        results.append((value.item(), torch.cat(grads)))
+    (a, by_a), (b, by_b) = results
+    assert abs(a - b) < 1e-10 and relative(by_a, by_b) < 1e-10
+    assert abs(a - model(x, None, None, g0, 0 * g1, 0 * g1)[0].item()) > 0.01  # nothing moved
+
+
 LEARNS = {
     "--loss supervised": {"f", "classifier"},
     "--loss hssl": {"f", "h"},
