@@ -194,7 +194,7 @@ class HSSL:
     """Eq. 3's random elements (Appendix B), and the views made with them.
 
     g1 is uniform among the elements that keep g0 on the map, g2 among those whose bundle is at most
-    `max_distance` from g1's (None: any; 0: the same one, and then the images must differ).
+    `max_distance` from g1's (None: any; 0: the same one, the null of what slots add).
 
     group, base_size  as in ASSL, but never all of |G|
     metric            the unit of max_distance: "euclidean" or "topological", see groups.py

@@ -75,7 +75,12 @@ NUMBERS = {  # type, default, smallest, meaning
     "image-size": (int, None, 16, "pad with black, or crop, to N px"),
     "tau": (float, 0.1, 1e-4, "temperature of InfoNCE"),
     "base-size": (int, 1, 1, "|g0|, slots in a bundle (SimCLR: all of them, with assl)"),
-    "max-distance": (float, None, 0, "hssl: largest distance of two bundles; 0: the augment alone"),
+    "max-distance": (
+        float,
+        None,
+        0,
+        "hssl: largest distance of two bundles; 0: one bundle, a null",
+    ),
     "strength": (
         float,
         0.2,
@@ -161,8 +166,6 @@ def parse(argv=None):
         if not is_used and getattr(args, name) != p.get_default(name):
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} changes nothing with these other flags: leave it out")
-    if args.max_distance == 0 and args.augment == "none":
-        raise UsageError("--max-distance 0 makes both views equal: add --augment, or a distance")
     return args
 
 

@@ -21,8 +21,8 @@ SEEDS = range(10, 15)  # of the primary claims
 LEVEL = 0.99  # of their intervals
 LOSSES = {"frozen": "untrained", "hssl": "H-SSL", "assl": "A-SSL", "supervised": "supervised"}
 GROUPS = {"rot": "turns", "scale": "scales", "trans": "positions"}  # for readers
-ORDER = ("untrained", "H-SSL", "near", "A-SSL", "shift alone", "jitter alone", "H-SSL + shift")
-ORDER += ("H-SSL + jitter", "near + jitter", "A-SSL + jitter", "supervised")
+ORDER = ("untrained", "negatives alone", "H-SSL", "near", "A-SSL", "shift alone", "jitter alone")
+ORDER += ("H-SSL + shift", "H-SSL + jitter", "near + jitter", "A-SSL + jitter", "supervised")
 
 
 # ---------------------------------------------------------------- rows
@@ -55,7 +55,7 @@ def loss_name(row):
     """What a run trains with: "H-SSL", "near", "jitter alone", "A-SSL + jitter", …"""
     augment = row.get("augment", "none")
     if row.get("max_distance") == 0:
-        return f"{augment} alone"
+        return "negatives alone" if augment == "none" else f"{augment} alone"
     name = "near" if row.get("max_distance") == 1 else LOSSES[row["loss"]]
     return name if augment == "none" else f"{name} + {augment}"
 

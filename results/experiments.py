@@ -68,6 +68,17 @@ EXPERIMENTS = {
         *each(MNIST + "--group {group} {arm}", arm=TAUGHT, group=GROUPS),
         *each(MNIST + "--group trans {arm}", arm=(PLAIN + NEAR, JITTER + NEAR)),
     ),
+    # both views are equal, so that only the negatives teach: what do the slots of H-SSL add?
+    "negatives": arms(
+        *each(MNIST + "--group {group} " + PLAIN + "--loss hssl --max-distance 0", group=GROUPS)
+    ),
+    # the jitter of `taught` at the rate that pilot_rates did not choose: is claim E about the rate?
+    "rates": arms(
+        *each(
+            MNIST + "--group {arm} --loss hssl --augment jitter --lr 2",
+            arm=("rot --max-distance 0", "rot", "trans --max-distance 0", "trans --max-distance 1"),
+        ),
+    ),
     "knob": arms(
         *each(MNIST + "--group rot --epsilon {epsilon} {arm}", arm=LEARN, epsilon=(0.1, 0.3, 1, 3))
     ),

@@ -297,6 +297,18 @@ def test_h_ssl_draws_every_pair_of_slots(name, order):
     assert order > 10 or uniform(one * order + two, range(order**2))
 
 
+@pytest.mark.parametrize("name", ["rot", "scale", "trans"])
+def test_at_distance_0_both_views_are_equal_and_only_the_negatives_teach(name):
+    f, h, _ = build("mnist", name, width=1 / 16)
+    pairs = HSSL(f.group, max_distance=0)
+    drawn = pairs.draw(8, generator())
+    assert len(drawn[1].unique()) > 1  # of different images in different slots
+    y1, y2 = pairs.views(f, h, torch.rand(8, 1, 29, 29), *drawn)
+    assert torch.equal(y1, y2)
+    away = math.log(4 * 7) - info_nce(y1, y2)  # 0 if all images have one y
+    assert away > 1 and torch.autograd.grad(away, f.convs[0].weight)[0].norm() > 0
+
+
 @pytest.mark.parametrize("strength, strides", [(0.125, 1), (0.25, 2), (0.4, 3), (0.5, 4)])
 def test_matched_pairs_are_the_same_for_both_and_stay_on_the_map(strength, strides):
     """So that the two losses are equal wherever Eq. 1 is exact."""

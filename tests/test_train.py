@@ -343,7 +343,6 @@ WRONG = {
     "--base-size 4": "1 … 3",
     "--group trans --base-size 63": "no patch of 63 positions",
     "--group trans --max-distance 0.5": "nearest are 1 apart",
-    "--max-distance 0": "both views equal",
     "--functions 12": "at most 11",
     "--backbone cnn --group rot": "--group scale",
     "--dataset folder --data-dir nowhere": "no images found",
