@@ -191,6 +191,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
+        """Move every tensor that has a gradient, in place."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

@@ -383,6 +383,15 @@ def test_wrong_usage_is_refused_in_one_line_and_leaves_nothing(tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("images, advice", [(5, "take 4"), (3, "take fewer processes")])
+def test_the_batch_that_is_advised_fits_the_processes(tmp_path, monkeypatch, images, advice):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "start", lambda wanted: (0, 0, 4, torch.device("cpu")))
+    with refused_in_one_line(advice):
+        train.main(["--train-size", str(images)])
+    assert not list(tmp_path.iterdir())
+
+
 def test_flags_that_do_not_exist_are_told_with_status_2(capsys):
     for flags in ("--optimizer adam", "--group affine", "--lr fast", "--gro rot", "--loss"):
         with pytest.raises(SystemExit) as stop:
