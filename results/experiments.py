@@ -12,7 +12,8 @@ BATCHES = "--batch-size 256 --warmup-epochs 0.25 "
 MNIST = "--dataset mnist --train-size 10000 --test-size 5000 --epochs 9 " + BATCHES
 PLAIN = "--lr 2 "  # as pilot_rates decided
 JITTER = "--augment jitter --lr 4 "  # likewise
-ALONE = JITTER + "--loss hssl --max-distance 0 "  # one slot twice: the null of what slots add
+TWICE = "--loss hssl --max-distance 0 "  # one slot twice: the null of what slots add
+ALONE = JITTER + TWICE  # jitter alone.  Without jitter the views are equal: negatives alone
 NEAR = "--loss hssl --max-distance 1 "  # translation: neighbours only
 TINY = "--dataset tiny-imagenet --train-size 20000 --width 0.125 --epochs 10 --lr 2 " + BATCHES
 EPOCH = "--dataset mnist --group scale --epochs 1 --batch-size 128 --lr 2 --warmup-epochs 0.1 "
@@ -65,12 +66,14 @@ EXPERIMENTS = {
         lr=(2, 4),
     ),
     "taught": arms(
-        *each(MNIST + "--group {group} {arm}", arm=TAUGHT, group=GROUPS),
+        *each(MNIST + "--group {group} {arm}", arm=(*TAUGHT, PLAIN + TWICE), group=GROUPS),
         *each(MNIST + "--group trans {arm}", arm=(PLAIN + NEAR, JITTER + NEAR)),
     ),
-    # both views are equal, so that only the negatives teach: what do the slots of H-SSL add?
-    "negatives": arms(
-        *each(MNIST + "--group {group} " + PLAIN + "--loss hssl --max-distance 0", group=GROUPS)
+    # one slot twice ruins the features at the rate of the others: also at lower rates?
+    "pilot_negatives": each(
+        MNIST + "--group {group} " + TWICE + "--lr {lr} --seed 0",
+        group=GROUPS,
+        lr=(0.05, 0.2, 0.6),
     ),
     # the jitter of `taught` at the rate that pilot_rates did not choose: is claim E about the rate?
     "rates": arms(
@@ -78,6 +81,7 @@ EXPERIMENTS = {
             MNIST + "--group {arm} --loss hssl --augment jitter --lr 2",
             arm=("rot --max-distance 0", "rot", "trans --max-distance 0", "trans --max-distance 1"),
         ),
+        seeds=THREE,
     ),
     "knob": arms(
         *each(MNIST + "--group rot --epsilon {epsilon} {arm}", arm=LEARN, epsilon=(0.1, 0.3, 1, 3))

@@ -20,6 +20,7 @@ from results.tables import LABELS
 
 COLOURS = {  # of losses, as in the notebooks (show.py); nothing else has them
     "untrained": "#9a9a9a",
+    "negatives alone": "#b88bc4",
     "H-SSL": "#a0522d",
     "near": "#d9966b",
     "A-SSL": "#007c91",

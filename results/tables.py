@@ -176,14 +176,14 @@ def taught():
 
 
 def added():
-    """What slots add to an untrained network, and to jitter."""
+    """What slots add to an untrained network, to negatives alone, and to jitter."""
     frame, lines = load("taught"), []
     measures = ("top1", "linear_one", "linear_one_changed", "linear_all_changed", "knn_one")
     names = {**GROUPS, "trans": "any two positions"}.items()
-    pairs = [(g, name, "H-SSL", "untrained") for g, name in names]
-    pairs += [("trans", "neighbours", "near", "untrained")]
-    pairs += [(g, name, "H-SSL + jitter", "jitter alone") for g, name in names]
-    pairs += [("trans", "neighbours", "near + jitter", "jitter alone")]
+    pairs = []
+    for b, more in (("untrained", ""), ("negatives alone", ""), ("jitter alone", " + jitter")):
+        pairs += [(g, name, "H-SSL" + more, b) for g, name in names]
+        pairs += [("trans", "neighbours", "near" + more, b)]
     for group, name, a, b in pairs:
         found = [difference(frame, m, f"{group}, {a}", f"{group}, {b}") for m in measures]
         if all(found):
