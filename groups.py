@@ -119,7 +119,7 @@ class Translation(Group):
         return self.number(-(a // self.width), -a)
 
     def number(self, dy, dx):
-        """The element that shifts by dy and dx, on the torus: (…,) long."""
+        """The element (dy, dx), on the torus: (…,) long."""
         return dy % self.height * self.width + dx % self.width
 
     def signed(self, g):

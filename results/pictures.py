@@ -67,7 +67,7 @@ def read_outs(frames, title):
         for ax, measure in zip(column, ("linear_one", "linear_all")):
             dot_plot(ax, frame, measure, arms)
             ax.set_title(f"{name}: {'one slot' if measure == 'linear_one' else 'all slots'}")
-        column[1].set_xlabel("% of test digits: ● as they are, ○ changed by g")
+        column[1].set_xlabel("% right: ● as they are, ○ changed by g")
     figure.suptitle(title)
     return figure
 
@@ -75,7 +75,7 @@ def read_outs(frames, title):
 def taught():
     frame = load("taught")
     parts = {GROUPS[g]: rows for g, rows in frame.groupby("group", sort=False)}
-    title = "One slot, digits as they are: jitter alone gains more than any group"
+    title = "One slot, digits as they are: jitter alone gains most, negatives alone lose"
     return read_outs(parts, title)
 
 

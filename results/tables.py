@@ -197,7 +197,7 @@ def front():
     frame, lines = load("taught"), []
     readings = {"one slot": "linear_one", "all slots, changed": "linear_all_changed"}
     for reading, measure in readings.items():
-        for loss in ("untrained", "H-SSL", "jitter alone", "H-SSL + jitter"):
+        for loss in ("untrained", "negatives alone", "H-SSL", "jitter alone", "H-SSL + jitter"):
             arms = [f"rot, {loss}", f"scale, {loss}", f"trans, {loss.replace('H-SSL', 'near')}"]
             values = [by_seed(frame, measure, arm) for arm in arms]
             if not min(map(len, values)):
