@@ -69,7 +69,7 @@ EXPERIMENTS = {
         *each(MNIST + "--group {group} {arm}", arm=(*TAUGHT, PLAIN + TWICE), group=GROUPS),
         *each(MNIST + "--group trans {arm}", arm=(PLAIN + NEAR, JITTER + NEAR)),
     ),
-    # one slot twice ruins the features at the rate of the others: also at lower rates?
+    # one slot twice spoils the features at the rate of the others: also at lower rates?
     "pilot_negatives": each(
         MNIST + "--group {group} " + TWICE + "--lr {lr} --seed 0",
         group=GROUPS,
