@@ -34,4 +34,5 @@ assert all(change < 0 for change in changes["rot", "knn_one"])
 # ---------------------------------------------------------------- 2. predict, then run
 # Turns: the copy is found (no knowledge of classes in it), "change under g" falls, and a linear
 # classifier on one slot gains nothing.  Scales: the linear lines rise, most of all on changed
-# digits.  One slot twice: all lines of the linear classifier fall.  The commands print it.
+# digits.  One slot twice: the linear lines on digits as they are fall by more than 10 points.
+# The commands print it.
