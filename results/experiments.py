@@ -73,8 +73,9 @@ EXPERIMENTS = {
     "pilot_negatives": each(
         MNIST + "--group {group} " + TWICE + "--lr {lr} --seed 0",
         group=GROUPS,
-        lr=(0.05, 0.2, 0.6),
-    ),
+        lr=(0.05, 0.2, 0.6, 2),
+    )
+    + each(MNIST + "--group {group} --loss frozen --seed 0", group=GROUPS),
     # the jitter of `taught` at the rate that pilot_rates did not choose: is claim E about the rate?
     "rates": arms(
         *each(
