@@ -19,7 +19,7 @@ TURNS = ["#3366cc", "#e6a700", "#2e9e5b", "#d1352b"]  # slot or element 0Â°, 90Â
 VIEWS = ["#8e24aa", "#ff5fa2"]  # g1 and g2 of a pair
 LOSSES = {
     "untrained": "#9a9a9a",
-    "negatives": "#b88bc4",
+    "negatives alone": "#b88bc4",
     "A-SSL": "#007c91",
     "H-SSL": "#a0522d",
     "jitter": "#94a323",
@@ -180,7 +180,7 @@ def taught(root):
 
     root  the folder of the repository, a Path
     Arms: untrained, H-SSL, A-SSL; jitter + slots, jitter + A-SSL; both views from the same slot:
-    jitter (alone), and without jitter negatives (alone).  ", near": only neighbours are compared.
+    jitter (alone), and without jitter "negatives alone".  ", near": only neighbours are compared.
     {} if there are no runs yet."""
     path = Path(root) / "results" / "taught.jsonl"
     arms = {}
@@ -190,7 +190,7 @@ def taught(root):
         if row["augment"] == "jitter":
             arm = "jitter + slots" if arm == "H-SSL" else f"jitter + {arm}"
         if row["max_distance"] == 0:
-            arm = "jitter" if row["augment"] == "jitter" else "negatives"
+            arm = "jitter" if row["augment"] == "jitter" else "negatives alone"
         elif row["max_distance"] is not None:
             arm += ", near"
         arms.setdefault((row["group"], arm), []).append(row)

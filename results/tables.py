@@ -175,6 +175,19 @@ def taught():
     return read_outs(measures, "taught")
 
 
+def negatives():
+    """The pilot of negatives alone: a linear classifier on one slot, by group and rate."""
+    frame = load("pilot_negatives")
+    if frame.empty:
+        return None
+    frame["rate"] = frame["lr"].where(frame["epochs"] > 0, 0)
+    values = frame.pivot(index="group", columns="rate", values="linear_one")
+    lines = []
+    for group, name in GROUPS.items():
+        lines.append([name, *(number(v, "linear_one") for v in values.loc[group])])
+    return markdown(["rate", *(f"{rate:g}" for rate in values)], lines)
+
+
 def added():
     """What slots add to an untrained network, to negatives alone, and to jitter."""
     frame, lines = load("taught"), []
@@ -204,7 +217,7 @@ def front():
                 return None
             cells = [f"{v.mean():.1f}±{v.std():.1f}" for v in values]
             lines.append([f"{reading}: {loss}", *cells])
-    return markdown(["linear classifier, %", "turns", "scales", "neighbours"], lines)
+    return markdown(["linear classifier, %", *GROUPS.values()], lines)
 
 
 def by_epsilon():
@@ -383,7 +396,8 @@ TABLES = dict(answers=answers, primary=primary, taught=taught, riddle=riddle, au
 TABLES |= dict(
     knob=knob, scale=scale, published=published, figure2=figure2, bench=bench, spent=spent
 )
-TABLES |= dict(front=front, few=few, pooling=pooling, few_picture=few_picture, added=added)
+TABLES |= dict(front=front, few=few, pooling=pooling, few_picture=few_picture)
+TABLES |= dict(negatives=negatives, added=added)
 
 
 # ---------------------------------------------------------------- the page
