@@ -75,12 +75,7 @@ NUMBERS = {  # type, default, smallest, meaning
     "image-size": (int, None, 16, "pad with black, or crop, to N px"),
     "tau": (float, 0.1, 1e-4, "temperature of InfoNCE"),
     "base-size": (int, 1, 1, "|g0|, slots in a bundle (SimCLR: all of them, with assl)"),
-    "max-distance": (
-        float,
-        None,
-        0,
-        "hssl: largest distance of two bundles; 0: one bundle, a null",
-    ),
+    "max-distance": (float, None, 0, "hssl: largest distance of two bundles; 0: the same one"),
     "strength": (
         float,
         0.2,
