@@ -282,6 +282,7 @@ def test_other_modes_of_8_bits_are_read(tmp_path, mode):
     assert (data._read([path]) == 255).all()
 
 
+@pytest.mark.filterwarnings("ignore:Palette images")
 def test_transparent_images_are_refused(tmp_path):
     """Black strokes on a transparent ground would all be black."""
     root = folder(tmp_path)

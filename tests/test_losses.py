@@ -179,6 +179,7 @@ def test_equation_2_is_equation_3_for_rotation(size, sampled, training):
     assert len(kept) >= 6 and all(torch.allclose(sa[k], sb[k], atol=1e-12) for k in kept)
 
 
+@pytest.mark.filterwarnings("ignore:28 px breaks equivariance")
 def test_without_equivariance_the_two_differ():
     """An MLP, and an even image: the same two lines of code, and another number."""
     x = torch.rand(12, 1, 28, 28)
