@@ -447,17 +447,17 @@ def needed(model, batch, recompute):
 
 @pytest.mark.slow
 def test_jets_are_computed_again_only_where_memory_is_small(memory):
-    """A count for eight images decides, with a margin: seven tenths of the memory are used."""
+    """A count for four images decides, with a margin: seven tenths of the memory are used."""
     images = digits()._replace(train_x=torch.zeros(4, 3, 31, 31).byte(), kind="cifar10")
-    args = train.parse("--loss assl --batch-size 30 --width 0.25".split())
+    args = train.parse("--loss assl --batch-size 16 --width 0.25".split())
     model = train.Objective(args, *probe.network(vars(args), images)[:4])
-    much, little = [needed(model, 30, recompute) for recompute in (False, True)]
+    much, little = [needed(model, 16, recompute) for recompute in (False, True)]
     assert 1.1 * little < 0.9 * much
 
-    def fit(size, batch=30):
+    def fit(size, batch=16):
         memory(size / 0.7)
         device = torch.device("cpu")
-        train.fit_into_memory(model, args, torch.rand(8, 3, 31, 31), batch, device, None)
+        train.fit_into_memory(model, args, torch.rand(4, 3, 31, 31), batch, device, None)
         return gconv.GConv.recompute
 
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -467,7 +467,7 @@ def test_jets_are_computed_again_only_where_memory_is_small(memory):
         fit(0.7 * little)
     told = str(caught.value)
     number = int(told.split("--batch-size ")[1].split(",")[0])
-    assert "\n" not in told and 15 < number < 24
+    assert "\n" not in told and 8 < number < 13
     fit(0.7 * little, number)  # it fits
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
