@@ -365,8 +365,7 @@ def pairs(group, g0, max_distance=None, metric="euclidean"):
     An element g is used if all of g⁻¹·g0 lies on the feature map (no wrap, no padding).
 
     g0            (|g0|,)
-    max_distance  of the two bundles, in the unit of `metric`.  None: any; 0: both read
-                  the same slots
+    max_distance  of the two bundles, in the unit of `metric`.  None: any; 0: the same one
     ValueError if no two different elements are that near, unless max_distance is 0.
     """
     elements = torch.arange(group.order)

@@ -61,7 +61,7 @@ EXPERIMENTS = {
     )
     + each(MNIST + "--group trans " + NEAR + "{lr} --seed 0", lr=("--lr 2", "--lr 4"))
     + each(
-        MNIST + "--group {group} --loss hssl --max-distance 0 --augment jitter --lr {lr} --seed 0",
+        MNIST + "--group {group} " + TWICE + "--augment jitter --lr {lr} --seed 0",
         group=("scale", "trans"),
         lr=(2, 4),
     ),
@@ -79,8 +79,8 @@ EXPERIMENTS = {
     # the jitter of `taught` at the rate that pilot_rates did not choose: is claim E about the rate?
     "rates": arms(
         *each(
-            MNIST + "--group {arm} --loss hssl --augment jitter --lr 2",
-            arm=("rot --max-distance 0", "rot", "trans --max-distance 0", "trans --max-distance 1"),
+            MNIST + "--augment jitter --lr 2 --group {arm}",
+            arm=("rot " + TWICE, "rot --loss hssl", "trans " + TWICE, "trans " + NEAR),
         ),
         seeds=THREE,
     ),
