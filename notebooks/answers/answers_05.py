@@ -28,8 +28,8 @@ def inverse_from_product(group, a):
 
 
 def mirrored(w):
-    j = torch.arange(w.shape[-1])
-    return w * (-1.0) ** j
+    n = torch.arange(w.shape[-1])
+    return w * (-1.0) ** n
 
 
 class D4(Group):
