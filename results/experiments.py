@@ -1,7 +1,7 @@
 """The runs of train.py behind the tables: EXPERIMENTS[name] is a list of flags, one for each run.
 
 results/run.py does them, in this order.  Each experiment becomes results/NAME.jsonl.  Primary
-claims (CLAIMS.md) are tested on seeds 10 … 14; a pilot, which chooses a setting, has seed 0.
+claims (CLAIMS.md) are tested on seeds 10 … 14; a pilot has seed 0.
 """
 
 NOT_RUNS = ("audit", "riddle")  # results/NAME.jsonl whose lines are not runs
@@ -10,7 +10,7 @@ THREE = range(10, 13)
 GROUPS = ("rot", "scale", "trans")
 BATCHES = "--batch-size 256 --warmup-epochs 0.25 "
 MNIST = "--dataset mnist --train-size 10000 --test-size 5000 --epochs 9 " + BATCHES
-PLAIN = "--lr 2 "  # as pilot_rates decided
+PLAIN = "--lr 2 "  # set before all runs on these seeds; compare pilot_rates and rates
 JITTER = "--augment jitter --lr 4 "  # likewise
 TWICE = "--loss hssl --max-distance 0 "  # one slot twice: the null of what slots add
 ALONE = JITTER + TWICE  # jitter alone.  Without jitter the views are equal: negatives alone
@@ -76,11 +76,15 @@ EXPERIMENTS = {
         lr=(0.05, 0.2, 0.6, 2),
     )
     + each(MNIST + "--group {group} --loss frozen --seed 0", group=GROUPS),
-    # the jitter of `taught` at the rate that pilot_rates did not choose: is claim E about the rate?
+    # jitter at the rate of plain runs, and plain runs at that of jitter: is it about the rate?
     "rates": arms(
         *each(
             MNIST + "--augment jitter --lr 2 --group {arm}",
             arm=("rot " + TWICE, "rot --loss hssl", "trans " + TWICE, "trans " + NEAR),
+        ),
+        *each(
+            MNIST + "--lr 4 --group {arm}",
+            arm=("rot --loss hssl", "scale --loss hssl", "trans " + NEAR),
         ),
         seeds=THREE,
     ),

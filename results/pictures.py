@@ -119,15 +119,16 @@ def published():
             colour = COLOURS[claims.LOSSES[loss]]
             gain = arms[loss]["top1"].mean() - arms["frozen"]["top1"].mean()
             ax.plot(gain, y, "o", color=colour)
-            if loss in theirs:
-                ax.plot(theirs[loss] - theirs["frozen"], y, "o", color=colour, mfc="white")
+            if loss in theirs:  # a larger ring, so that none hides behind a dot
+                ax.plot(theirs[loss] - theirs["frozen"], y, "o", color=colour, mfc="none", ms=10)
     for loss in ("H-SSL", "A-SSL"):
         ax.plot([], [], "o", color=COLOURS[loss], label=loss)
     names = [
         f"{title.replace('**', '')}, {tables.images(arms['hssl'])}" for title, arms, _ in kinds
     ]
     ax.axvline(0, color=COLOURS["untrained"], label="untrained")
-    ax.set(yticks=range(len(kinds)), yticklabels=names, xlabel="top-1 over untrained, points")
+    ax.set(yticks=range(len(kinds)), yticklabels=names)
+    ax.set_xlabel("top-1 over untrained, points (rows: images × epochs)")
     ax.set_ylim(len(kinds) - 0.5, -0.5)
     ax.set_title("What training adds to top-1: ● here, ○ in the paper")
     ax.legend()
@@ -254,8 +255,10 @@ def few():
             for name, rows in part.groupby("arm", sort=False):
                 loss = name.split(", ")[1]
                 label = spelled(loss)
-                ax.plot(LABELS, rows[names].mean(), color=COLOURS[loss], label=label)
-                ax.plot(LABELS, rows[names].T, "o", color=COLOURS[loss], ms=4)
+                look = dict(ls="--", marker="D") if loss == "supervised" else dict(marker="o")
+                means = rows[names].mean()
+                ax.plot(LABELS, means, color=COLOURS[loss], ms=4, label=label, **look)
+                ax.plot(LABELS, rows[names].T, look["marker"], color=COLOURS[loss], ms=4)
             ax.set(xscale="log", title=f"{kind}: {title}")
             ax.set_xticks(LABELS, [f"{n:,}" for n in LABELS])
             ax.grid(axis="y", color="0.92")

@@ -47,9 +47,9 @@ KINDS = [
     ("Tiny ImageNet, scales", "table1", "tiny-imagenet", "scale", "table1"),
     ("MNIST, positions, **MLP**", "table2", "mnist", "trans, mlp", "table2"),
     ("MNIST, scales, **CNN 6 × CHW**", "table2", "mnist", "scale, cnn", "table2"),
-    ("… with structure, as wide", "table2", "mnist", "scale", None),
+    ("… with structure", "table2", "mnist", "scale", None),
     ("CIFAR-10, scales, **CNN 6 × CHW**", "table2_cifar10", "cifar10", "scale, cnn", "table2"),
-    ("… with structure, as wide", "table2_cifar10", "cifar10", "scale", None),
+    ("… with structure", "table2_cifar10", "cifar10", "scale", None),
 ]
 LABELS = (10, 100, 1000, 10000)
 SIZES = dict(rot=(1, 2, 3), scale=(1, 3, 5), trans=(1, 4, 16, 36))  # |g0| of Fig. 2 left
@@ -119,8 +119,10 @@ def read_outs(measures, *names):
 
 
 def images(rows):
-    """Training images × epochs, as text."""
-    return f"{rows['train_images'].iloc[0]:,} × {rows['epochs'].iloc[0]}"
+    """Training images × epochs, and the width if it is not 1, as text."""
+    row = rows.iloc[0]
+    width = "" if row["width"] == 1 else f", width {row['width']:g}"
+    return f"{row['train_images']:,} × {row['epochs']}{width}"
 
 
 def paper():
@@ -143,7 +145,9 @@ def answers():
             found = difference(frame, "top1", a, b)
             if found and found["seeds"] > 2:
                 means = f"{number(found['mean_a'], 'top1')}, {number(found['mean_b'], 'top1')}"
-                ours = f"{DATA[frame['dataset'].iloc[0]]}: {means}"
+                width = frame.loc[frame["arm"] == a, "width"].iloc[0]
+                where = DATA[frame["dataset"].iloc[0]] + ("" if width == 1 else f", {width:g} wide")
+                ours = f"{where}: {means}"
                 answer = ANSWERS[claims.result(found["low"], found["high"], asked)]
                 line = [sentence, theirs, ours, signed(found, "top1"), found["seeds"], answer]
                 budgets |= dict.fromkeys(budget(frame))
@@ -217,7 +221,8 @@ def front():
                 return None
             cells = [f"{v.mean():.1f}±{v.std():.1f}" for v in values]
             lines.append([f"{reading}: {loss}", *cells])
-    return markdown(["linear classifier, %", *GROUPS.values()], lines)
+    heads = ["turns", "scales", "positions (H-SSL: neighbours)"]
+    return markdown(["linear classifier, %", *heads], lines)
 
 
 def by_epsilon():
@@ -231,10 +236,12 @@ def by_epsilon():
 
 
 def knob():
-    """Each ε: four measures of three networks."""
-    lines = []
+    """Each ε, and the exact network: four measures of three networks."""
+    found, exact, lines = by_epsilon(), load("taught"), []
+    if found and len(exact):
+        found = {0: {name: exact[exact["arm"] == f"rot, {name}"] for name in LEARNED}} | found
     measures = ("error", "invariance", "linear_one_changed", "retrieval")
-    for epsilon, arms in by_epsilon().items():
+    for epsilon, arms in found.items():
         cells = [" · ".join(spread(runs[m], m) for runs in arms.values()) for m in measures]
         lines.append([f"ε = {epsilon:g}", *cells, min(map(len, arms.values()))])
     heads = [" · ".join(LEARNED), *(HEADS[m] for m in measures), "seeds"]
