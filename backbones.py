@@ -107,7 +107,8 @@ class ConvNet(Backbone):
         if slots is not None and not self.independent:
             raise ValueError("this network needs all slots: call f(x), and set f.sampled = False")
         for size in x.shape[-2:]:
-            if self.turns and not passes(size, self.geometry)[1]:
+            fits = passes(size, self.geometry)[1]
+            if self.turns and not fits and not torch.compiler.is_compiling():
                 near = range(size - self.stride, size + self.stride)
                 exact = [n for n in near if passes(n, self.geometry)[1]]
                 text = f"{size} px breaks equivariance: the nearest exact sizes are {exact}"

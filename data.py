@@ -57,9 +57,10 @@ def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, imag
     }
     train, test, classes, kind = sources[dataset](data_dir)
     for x, y in (train, test):
-        labels = range(len(x)) if y is None else y.tolist()
-        wrong = y is not None and not set(labels) <= set(range(len(classes)))
-        if not len(x) or len(x) != len(labels) or wrong:
+        fits = len(x) > 0
+        if y is not None:
+            fits = fits and len(x) == len(y) and set(y.tolist()) <= set(range(len(classes)))
+        if not fits:
             raise UsageError(
                 f"images and labels of {dataset} in {data_dir!r} do not go together: replace it by "
                 "a complete copy"
@@ -259,12 +260,12 @@ def _folder(data_dir):
         files = train["."]
         if len(files) < 4:
             raise UsageError(f"train/ in {data_dir!r} has only {len(files)} image(s): add some")
-        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
-        held = max(1, min(1000, len(files) // 10))
-        test = [files[i] for i in order[:held]]
         if any(tests):
             test = [path for paths in (tests[0] or tests[1]).values() for path in paths]
         else:
+            order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
+            held = max(1, min(1000, len(files) // 10))
+            test = [files[i] for i in order[:held]]
             files = [files[i] for i in order[held:]]
         return (files, None), (test, None), [], None
     same = [test for test in tests if test.keys() == train.keys()]

@@ -134,14 +134,12 @@ class GConv(nn.Module):
         nn.init.normal_(self.weight, std=(2 / self.weight[0].numel()) ** 0.5)  # He et al. 2015
 
     def make_basis(self):
-        # one buffer for each scale, (e, k_s), not saved
         bases = hermite_gaussian(self.kernel_size, self.effective_size, self.scales)
-        for s, b in enumerate(bases):
-            self.register_buffer(f"basis{s}", b.to(self.weight), persistent=False)
+        self.bases = [b.to(self.weight) for b in bases]  # (e, k_s) for each scale, not saved
 
     def _apply(self, fn, recurse=True):
-        # .to() and .double() come here.  The basis is made anew, since a cast of float32 buffers
-        # would keep their rounding.
+        # .to() and .double() come here.  The basis is made anew, since a cast from float32 would
+        # keep its rounding.
         super()._apply(fn, recurse)
         self.make_basis()
         return self
@@ -172,7 +170,7 @@ class GConv(nn.Module):
     # ---- the filter at element g
     def basis(self, g):
         """The functions b_n at the scale of element g: (e, k_s)."""
-        return getattr(self, f"basis{self.scale_index(g)}")
+        return self.bases[self.scale_index(g)]
 
     def coefficients(self, g):
         """W at element g, the n neighbours side by side: (C_out, n·C_in, e, e)."""
@@ -294,8 +292,7 @@ class Axis(NamedTuple):
 
     counts: list  # counts[g] images belong to slot g
     slots: torch.Tensor | None = None  # (B, n), those that were asked for; None: all
-    sorting: torch.Tensor | None = None  # (N,), the index that sorts them by slot …
-    back: torch.Tensor | None = None  # … and what undoes it
+    back: torch.Tensor | None = None  # (N,), the index that undoes their sorting by slot
 
 
 def fold(z, order, slots=None):
@@ -318,7 +315,7 @@ def fold(z, order, slots=None):
         sorting = flat.argsort(stable=True)
         image = (sorting // slots.shape[1]).to(z.device, non_blocking=True)
         back = sorting.argsort().to(z.device, non_blocking=True)
-        axis = Axis(counts, slots, sorting.to(z.device, non_blocking=True), back)
+        axis = Axis(counts, slots, back)
         y = z.permute(0, 2, 3, 1).index_select(0, image)  # (N, H, W, C)
     return y.permute(0, 3, 1, 2), axis  # channels last in memory
 
@@ -327,19 +324,5 @@ def unfold(y, axis):
     """Undo `fold`: y (N, C, H', W') → z (B, C, n, H', W'), n = |G| if all were asked for."""
     if axis.slots is None:
         return y.unflatten(0, (len(axis.counts), -1)).permute(1, 2, 0, 3, 4)
-    y = Reorder.apply(y.permute(0, 2, 3, 1), axis.back, axis.sorting)  # (N, H', W', C)
+    y = y.permute(0, 2, 3, 1).index_select(0, axis.back)  # (N, H', W', C)
     return y.unflatten(0, axis.slots.shape).permute(0, 4, 1, 2, 3)
-
-
-class Reorder(torch.autograd.Function):
-    """y[index], if each row is taken once, so that the gradient only moves back.  That of
-    index_select would add up rows, and takes ten times as long."""
-
-    @staticmethod
-    def forward(ctx, y, index, back):
-        ctx.save_for_backward(back)
-        return y.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad.index_select(0, *ctx.saved_tensors), None, None

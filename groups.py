@@ -331,9 +331,9 @@ def fibers(z, group, pool="mean"):
     """
     if pool not in ("mean", "max"):
         raise ValueError(f"fibers are pooled by 'mean' or 'max', not {pool!r}")
-    if group.spatial and z.shape[2] > 1:
-        raise ValueError(f"fibers of translations need a map with G = 1, not {z.shape[2]}")
     if group.spatial:
+        if z.shape[2] > 1:
+            raise ValueError(f"fibers of translations need a map with G = 1, not {z.shape[2]}")
         z = z.flatten(2)  # (B, C, H'·W')
     elif pool == "mean":
         z = z.mean((-2, -1))  # (B, C, |G|)

@@ -228,11 +228,12 @@ class Matched:
         self.equation = equation
         self.changes = group.augmentations(strength)  # (M,)
         slots = torch.arange(group.order)
-        dy, dx = (d[:, None] for d in group.signed(self.changes))  # (M, 1) each
-        y = slots // group.width - dy  # (M, |G|)
-        x = slots % group.width - dx
-        on_map = (y >= 0) & (y < group.height) & (x >= 0) & (x < group.width)
-        self.g0 = slots[on_map.all(0)]
+        dy, dx = group.signed(self.changes)  # (M,) each
+        y = slots // group.width
+        x = slots % group.width
+        on_map = (y >= dy.max()) & (y - dy.min() < group.height)
+        on_map &= (x >= dx.max()) & (x - dx.min() < group.width)
+        self.g0 = slots[on_map]
         if len(self.changes) < 2:
             raise ValueError(f"no shift by a whole stride is within a strength of {strength}")
 

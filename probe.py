@@ -80,8 +80,8 @@ def distances(f, x, image_group, elements, g0):
     # TF32 would make an exact network look inexact.  (`flags` turns off cuDNN unless told.)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         here = read(x, g0)  # (B, |g0|·C)
-        spread = 2 * here.var(0, correction=0).sum()  # the mean of ‖a_i - a_k‖² over all i, k …
-        two_images = (spread * len(x) / max(1, len(x) - 1)).sqrt()  # … and over i ≠ k
+        squares = (here - here.mean(0)).pow(2).sum()
+        two_images = (2 * squares / max(1, len(x) - 1)).sqrt()  # over i ≠ k
         collapsed = bool(two_images <= 8 * torch.finfo(x.dtype).eps * rms(here))
         keys = F.normalize(here)
         grey = grey_bins(x)
@@ -138,7 +138,7 @@ def centre(f):
 
 # ---- read-outs
 @torch.no_grad()
-def encode(f, classifier, x, device, dtype=None, image_group=None, batch=256, quiet=True):
+def encode(f, classifier, x, device, dtype=None, image_group=None, batch=256):
     """Frozen features of images, three float32 tensors on the CPU.
 
     x            (N, C_in, H, W) uint8
@@ -147,23 +147,20 @@ def encode(f, classifier, x, device, dtype=None, image_group=None, batch=256, qu
     Returns `classifier.features(z)` (N, C'), one slot (N, C), and all slots' maximum (N, C).
     Where no group acts on z such a maximum has no meaning: there the last is all of z, (N, G·C)."""
     generator = torch.Generator().manual_seed(0)
-    features, one, every = [], [], []
-    for part in tqdm(x.split(batch), "encode", leave=False, disable=True if quiet else None):
-        part = part.to(device, torch.get_default_dtype()) / 255  # (B, C_in, H, W)
+    parts = []
+    for part in tqdm(x.split(batch), "encode", leave=False, disable=None):  # only in a terminal
+        part = part.to(device) / 255  # (B, C_in, H, W)
         if image_group is not None:
             elements = image_group.augmentations()[1:]  # (M,): e is the first
             drawn = torch.randint(len(elements), (len(part),), generator=generator)
             part = image_group.T(part, elements[drawn].to(device))
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             z = f(part)  # (B, C, G, H', W')
-            features.append(classifier.features(z).float().cpu())
+            features = classifier.features(z).float().cpu()  # (B, C')
         fibers = f.read(z.float()).cpu()  # (B, |G|, C)
-        one.append(fibers[:, centre(f)])
-        if isinstance(f.group, groups.Numbered):
-            every.append(fibers.flatten(1))
-        else:
-            every.append(fibers.amax(1))
-    return torch.cat(features), torch.cat(one), torch.cat(every)
+        every = fibers.flatten(1) if isinstance(f.group, groups.Numbered) else fibers.amax(1)
+        parts.append((features, fibers[:, centre(f)], every))
+    return [torch.cat(column) for column in zip(*parts)]
 
 
 def linear_accuracy(train_v, train_y, *tests):
@@ -221,7 +218,7 @@ def feed(f, classifier, x, device, dtype=None):
         norm.momentum = momentum
 
 
-def evaluate(f, classifier, image_group, images, device, dtype=None, most=None, quiet=True):
+def evaluate(f, classifier, image_group, images, device, dtype=None, most=None):
     """All measures: a dict, see the top of this file.  Without labels only distances and retrieval.
 
     f and classifier are left in evaluation mode, and their weights do not change.
@@ -234,14 +231,14 @@ def evaluate(f, classifier, image_group, images, device, dtype=None, most=None, 
     train_x = images.train_x[:most]
     train_y = None if images.train_y is None else images.train_y[:most]
     feed(f, classifier, images.train_x, device, dtype)
-    x = images.test_x[:1000].to(device, torch.get_default_dtype()) / 255
+    x = images.test_x[:1000].to(device) / 255
     group, elements, g0 = study(f, image_group, x.shape[-1])
     found = distances(f, x, group, elements.to(device), g0.to(device))
     if train_y is not None and len(train_y.unique()) > 1:
         test_y = images.test_y
-        train = encode(f, classifier, train_x, device, dtype, quiet=quiet)
-        test = encode(f, classifier, images.test_x, device, dtype, quiet=quiet)
-        changed = encode(f, classifier, images.test_x, device, dtype, image_group, quiet=quiet)
+        train = encode(f, classifier, train_x, device, dtype)
+        test = encode(f, classifier, images.test_x, device, dtype)
+        changed = encode(f, classifier, images.test_x, device, dtype, image_group)
         found["top1"] = linear_accuracy(train[0], train_y, (test[0], test_y))[0]
         for slots, i in (("one", 1), ("all", 2)):
             for name, accuracy in (("linear", linear_accuracy), ("knn", knn_accuracy)):
@@ -346,12 +343,11 @@ def open_run(folder, data_dir=None):
         print("note: these are not the images of the training", file=sys.stderr)
     f, _, classifier, _, image_group = network(config, images)
     # the classifier's linear layer is fitted anew, so that other classes are no matter
-    fresh = {f"classifier.{k}": v for k, v in classifier.state_dict().items() if "linear" in k}
-    weights = saved["model"] | fresh
+    both = torch.nn.ModuleDict(dict(f=f, classifier=classifier))
+    weights = {k: v for k, v in saved["model"].items() if k.startswith(("f.", "classifier."))}
+    fresh = {k: v for k, v in both.state_dict().items() if k.startswith("classifier.linear")}
     try:
-        for name, part in (("f.", f), ("classifier.", classifier)):
-            own = {k: v for k, v in weights.items() if k.startswith(name)}
-            part.load_state_dict({k.removeprefix(name): v for k, v in own.items()})
+        both.load_state_dict(weights | fresh)
     except RuntimeError:
         raise UsageError(
             f"the network of {folder} does not fit the images in {data_dir!r}: name the --data-dir "
@@ -362,10 +358,7 @@ def open_run(folder, data_dir=None):
 
 def draw_curves(folder):
     """Draw curves.png from metrics.jsonl: the loss, the two views, and the distances."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # slow to import
 
     with open(os.path.join(folder, "metrics.jsonl")) as file:
         rows = [row for row in map(json.loads, file) if "loss" in row]
@@ -374,15 +367,14 @@ def draw_curves(folder):
         "the two views in a batch": ("positive_similarity", "negative_similarity", "spread"),
         "distances (1: two different images)": ("invariance", "equation1"),
     }
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.2), layout="constrained")
-    for ax, (title, names) in zip(axes, panels.items(), strict=True):
+    figure = Figure(figsize=(13, 3.2), layout="constrained")
+    for ax, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for name in names:
             values = [row.get(name) for row in rows]  # a supervised run has only the loss
             ax.plot([row["step"] for row in rows], values, label=name.replace("_", " "))
         ax.set(title=title, xlabel="step")
         ax.legend(fontsize=9)
     figure.savefig(os.path.join(folder, "curves.png"), dpi=110)
-    plt.close(figure)
 
 
 def main(argv=None):
@@ -402,7 +394,7 @@ def main(argv=None):
     torch.backends.cudnn.allow_tf32 = False  # as in training
     f.to(device)
     classifier.to(device)
-    found = evaluate(f, classifier, image_group, images, device, dtype, args.probe_size, False)
+    found = evaluate(f, classifier, image_group, images, device, dtype, args.probe_size)
     with open(os.path.join(args.run, "probe.json"), "w") as file:
         json.dump(found | config, file, indent=1)
     print(report(found | config))

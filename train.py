@@ -27,7 +27,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 import zipfile
 
 import torch
@@ -234,6 +233,7 @@ class Objective(nn.Module):
         if args.objective not in ("byol", "simsiam"):
             self.chance = losses.chance(args.batch_size, args.objective)
         d = h[-1].num_features  # D
+        self.W = None
         if args.objective == "bilinear":
             self.W = nn.Parameter(torch.eye(d) / d)  # (D, D)
         if args.objective in ("byol", "simsiam"):
@@ -254,11 +254,9 @@ class Objective(nn.Module):
             if objective == "byol":
                 t1, t2 = self.pairs.views(*self.target, x, *drawn, x2=x2)  # (B, D) twice
             loss = losses.cosine_regression(self.q(y1), self.q(y2), t1, t2)
-        elif objective == "bilinear":
-            loss = losses.info_nce(y1, y2, self.args.tau, W=self.W)
         else:
             denominator = "ntxent" if objective == "ntxent" else "paper"
-            loss = losses.info_nce(y1, y2, self.args.tau, denominator)
+            loss = losses.info_nce(y1, y2, self.args.tau, denominator, self.W)
         return loss, y1.detach(), y2.detach()
 
     @torch.no_grad()
@@ -274,8 +272,9 @@ class Objective(nn.Module):
 def start(wanted=None):
     """Join the other processes, if torchrun started this one → rank, rank on this machine, number
     of processes, device."""
-    names = (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
-    rank, local, world = [int(os.environ.get(name, default)) for name, default in names]
+    rank = int(os.environ.get("RANK", 0))
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
     name = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda is not there: take cpu")
@@ -292,10 +291,11 @@ def start(wanted=None):
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = False  # --amp off means float32
     if world > 1:
-        backend = "nccl" if name == "cuda" else "gloo"
         wait = datetime.timedelta(days=1)  # the first process may download, or measure
-        gpu = device if name == "cuda" else None
-        dist.init_process_group(backend, timeout=wait, device_id=gpu)
+        if name == "cuda":
+            dist.init_process_group("nccl", timeout=wait, device_id=device)
+        else:
+            dist.init_process_group("gloo", timeout=wait)
     return rank, local, world, device
 
 
@@ -344,7 +344,7 @@ def load_run(args):
         if zipfile.ZipFile(path).testzip():  # a checkpoint is a zip file: each part has a checksum
             raise ValueError("damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        old, _, _ = dict(saved["config"]), saved["optimizer"], saved["precision"]  # or KeyError
+        old = dict(saved["config"])
     except Exception as error:  # truncated or foreign: torch raises many types
         raise UsageError(
             f"{path} can't be used ({type(error).__name__}): it is kept, take another --out"
@@ -565,11 +565,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
 
     # ---- the loop
     signals = note_signals(say)
-    wrapped = model
-    if world > 1 and steps:
-        with warnings.catch_warnings():  # newer torch has another name for broadcast_buffers
-            warnings.simplefilter("ignore", FutureWarning)
-            wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+    wrapped = DistributedDataParallel(model) if world > 1 and steps else model
     bar = tqdm(total=steps, initial=step, unit="step", disable=rank > 0 or not sys.stderr.isatty())
     started = time.perf_counter() - seconds  # as if the run were unbroken
     saved_at = time.perf_counter()
@@ -590,7 +586,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
         batch = shuffled[step % per_epoch * args.batch_size :][: args.batch_size][share]
         drawn = pairs.draw(args.batch_size, seeded(args.seed, step, 2))
         drawn = [g[share] for g in drawn]  # (B, …) each, still on the CPU
-        x1 = x[batch].to(torch.get_default_dtype()) / 255  # (B, C_in, H, H) in 0 … 1
+        x1 = x[batch] / 255  # (B, C_in, H, H) in 0 … 1
         x2 = None
         if args.augment != "none":  # each view is changed by itself
             u = torch.rand(2, args.batch_size, 9, generator=seeded(args.seed, step, 3))
@@ -641,11 +637,11 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     # ---- the end: only the first process
     log.close()
     probe.draw_curves(args.out)
-    measures = dict(dtype=dtype, most=args.probe_size, quiet=False)
-    result = probe.evaluate(f, classifier, image_group, images, device, **measures)
+    measured = (image_group, images, device, dtype, args.probe_size)
+    result = probe.evaluate(f, classifier, *measured)
     if args.before and steps:
         before = [part.to(device) for part in untrained]
-        result["untrained"] = probe.evaluate(*before, image_group, images, device, **measures)
+        result["untrained"] = probe.evaluate(*before, *measured)
     result |= config_of(args) | dict(probe_size=args.probe_size, before=args.before)
     result |= dict(classes=images.classes, parameters=parameters, train_seconds=round(seconds, 2))
     result |= dict(processes=world, threads=torch.get_num_threads(), precision=rounding)
@@ -669,7 +665,7 @@ def measure(model, image_group, y1, y2, x):
     if y1 is None:
         return {}  # supervised
     model.f.eval()
-    x = x[:32].to(torch.get_default_dtype()) / 255
+    x = x[:32] / 255
     group, elements, g0 = probe.study(model.f, image_group, x.shape[-1])
     found = probe.distances(model.f, x, group, elements.to(x.device), g0.to(x.device))
     model.f.train()

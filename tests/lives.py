@@ -3,6 +3,7 @@
 A life is forked from a process that has imported train.py and has never run a thread of torch (the
 fixture `nursery`), so that it costs tenths of a second."""
 
+import hashlib
 import io
 import itertools
 import json
@@ -29,7 +30,7 @@ def life(folder, flags, die=None, how=(signal.SIGKILL,), hang=False, env=None, *
           ("replace", n): before the n-th checkpoint replaces an older one.  ("step", n): before
           step n.  ("measuring", n): before it measures for the n-th time.  Then this process gets
           the signals `how`, each a second after the one before
-    hang  … and hangs
+    hang  … while it hangs in a call in C, in which Python hears no signal
     env   variables of the environment
     world what else is different, see `change`"""
     os.chdir(folder)
@@ -46,16 +47,21 @@ def life(folder, flags, die=None, how=(signal.SIGKILL,), hang=False, env=None, *
         came.append(note_signals(say))
         return came[0]
 
-    def fault():
-        sys.setprofile(None)
-        open("fault", "w").close()  # for a test that waits for it
+    def send():
         for i, number in enumerate(how):
             time.sleep(1.1 if i else 0)
             os.kill(os.getpid(), number)
             while signal.getsignal(number) != signal.SIG_IGN and not came[0]:
                 time.sleep(0.001)  # a thread hears the signal
+
+    def fault():
+        sys.setprofile(None)
+        open("fault", "w").close()  # for a test that waits for it
         if hang:
-            threading.Event().wait()
+            threading.Thread(target=send, daemon=True).start()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # takes many minutes
+        else:
+            send()
 
     train.note_signals = note
     if die:

@@ -192,7 +192,7 @@ def test_scale_error_is_what_the_support_cuts_off_the_basis(k):
     for b, whole in zip(hermite_gaussian(k, 3, SCALES), hermite_gaussian(61, 3, SCALES)):
         b = F.pad(b, [(whole.shape[1] - b.shape[1]) // 2] * 2)
         cut.append((b - whole).norm(dim=1) / whole.norm(dim=1))
-    first = Axis([6, 0, 0, 0, 0, 0], torch.zeros(6, 1, dtype=torch.long), *[torch.arange(6)] * 2)
+    first = Axis([6, 0, 0, 0, 0, 0], torch.zeros(6, 1, dtype=torch.long), torch.arange(6))
     for i in range(1, 6):
         g = torch.full((6,), i)
         left = conv(scale.T(x, g), first)  # (6, 4, 97, 97), both at σ_0
@@ -420,11 +420,18 @@ def test_compile_of_a_network_needs_no_graph_break(monkeypatch, recompute):
 
 
 def test_compile_at_a_size_that_warns():
+    """A layer, and a network."""
+    torch.compiler.reset()  # it compiles a function only so many times
     conv = GConv(1, 2, 7, 3, rotations=4, stride=2, padding=3)
-    compiled = torch.compile(conv, fullgraph=True, backend="eager")
-    with pytest.warns(UserWarning, match="7 or 9"):
-        expected = conv(torch.ones(1, 1, 8, 8))
-    assert torch.allclose(compiled(torch.ones(1, 1, 8, 8)), expected, atol=1e-12)
+    net = MNISTNet(rotations=4, width=1 / 16)
+    for f, x, told in (
+        (conv, torch.ones(1, 1, 8, 8), "7 or 9"),
+        (net, torch.rand(2, 1, 28, 28), "29"),
+    ):
+        compiled = torch.compile(f, fullgraph=True, backend="eager")
+        with pytest.warns(UserWarning, match=told):
+            expected = f(x)
+        assert torch.allclose(compiled(x), expected, atol=1e-12)
 
 
 @pytest.mark.slow
