@@ -132,7 +132,6 @@ def parse(argv=None):
             raise UsageError(f"--{name} {value:g} is out of range: {wanted}")
     if args.loss == "frozen":
         args.epochs = 0
-    args.slots = args.slots or ("sampled" if args.base_size == args.extent == 1 else "all")
     if args.before is None:
         args.before = args.dataset in ("mnist5k", "folder")
     if args.out is None:
@@ -142,6 +141,7 @@ def parse(argv=None):
     learns = args.loss in ("hssl", "assl")
     structured = args.backbone == "equivariant"
     shifts = args.group == "trans" and (args.loss == "assl" or args.pairs == "matched")
+    one_map = args.group == "trans" or not structured or args.extent > 1  # it has all slots
     used = dict(  # a flag of the loss or network that would change nothing is refused
         augment=args.loss != "frozen",
         objective=learns,
@@ -155,11 +155,13 @@ def parse(argv=None):
         extent=structured,
         pool=structured,
         epsilon=structured,
+        slots=args.slots == "all" or not one_map,
     )
     for name, is_used in used.items():
         if not is_used and getattr(args, name) != p.get_default(name):
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} changes nothing with these other flags: leave it out")
+    args.slots = args.slots or ("sampled" if args.base_size == args.extent == 1 else "all")
     return args
 
 

@@ -17,7 +17,7 @@ from conftest import ROOT
 import data
 import probe
 
-LIMIT = 140_000  # characters of the core files together
+LIMIT = 139_500  # characters of the core files together
 CORE = ("groups", "gconv", "backbones", "losses", "probe", "train", "data", "syncnorm")
 MODULES = {os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, "*.py"))}
 NOTEBOOKS = sorted(glob.glob(os.path.join(ROOT, "notebooks", "*.ipynb")))

@@ -367,6 +367,8 @@ WRONG = {
     "--backbone mlp --functions 3": "--functions changes nothing",
     "--backbone mlp --epsilon 0.1": "--epsilon changes nothing",
     "--backbone mlp --extent 2": "--extent changes nothing",
+    "--group trans --slots sampled": "--slots changes nothing",
+    "--extent 2 --slots sampled": "--slots changes nothing",
     "--extent 5": "extent is 1 … |G| = 4, not 5",
     "--group trans --extent 2": "extent is 1 … |G| = 1, not 2",
     "--extent 4 --epsilon 0.3": "it needs extent 1",
