@@ -135,8 +135,9 @@ def published():
     return figure
 
 
-def figure2():
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2))
+def bundle():
+    """Fig. 2 left: what larger base spaces change in top-1."""
+    figure, ax = plt.subplots(figsize=(7, 4))
     for name, style in (("bundle", "-"), ("bundle_cifar10", "--")):
         frame = load(name)
         for group in GROUPS:
@@ -144,40 +145,45 @@ def figure2():
             if len(curves):
                 change = curves.sub(curves[1], axis=0)
                 label = f"{GROUPS[group]}, {'CIFAR-10' if 'cifar' in name else 'MNIST'}"
-                left.plot(
-                    change.columns,
-                    change.mean(),
-                    style,
-                    color=COLOURS["H-SSL"],
-                    marker=MARKS[group],
-                    label=label,
-                )
-    left.axhline(0, color="0.8", lw=0.8, zorder=0)
-    left.set(
-        xscale="log",
-        xlabel="size of the base space |g0|",
-        ylabel="top-1 minus that at |g0| = 1, points",
-    )
-    left.set_xticks((1, 2, 4, 16, 36), ("1", "2", "4", "16", "36"))
-    left.set_title("Left: H-SSL with larger base spaces")
+                look = dict(ls=style, marker=MARKS[group], color=COLOURS["H-SSL"])
+                ax.plot(change.columns, change.mean(), label=label, **look)
+    ax.axhline(0, color="0.8", lw=0.8, zorder=0)
+    ax.set(xscale="log", xlabel="size of the base space |g0|")
+    ax.set_ylabel("top-1 minus that at |g0| = 1, points")
+    ax.set_xticks((1, 2, 4, 16, 36), ("1", "2", "4", "16", "36"))
+    ax.set_title("H-SSL with larger base spaces")
+    ax.legend()
+    return figure
+
+
+def distance():
+    """Fig. 2 right: three measures by the largest distance of the two views."""
     rows = load("distance")
-    if not rows.empty:
-        shift = (rows["strength"] * 29).astype(int)
-        whole = 4 * (rows["strength"] * 8).astype(int)  # in strides of 4 px, on a map of 8 × 8
-        shift = shift.where(rows["pairs"] == "own", whole)
-        px = 2 * 2**0.5 * shift  # two shifts, along the diagonal
-        rows["px"] = px.where(rows["max_distance"].isna(), 4 * rows["max_distance"] ** 0.5)
+    shift = (rows["strength"] * 29).astype(int)
+    whole = 4 * (rows["strength"] * 8).astype(int)  # in strides of 4 px, on a map of 8 × 8
+    shift = shift.where(rows["pairs"] == "own", whole)
+    px = 2 * 2**0.5 * shift  # two shifts, along the diagonal
+    rows["px"] = px.where(rows["max_distance"].isna(), 4 * rows["max_distance"] ** 0.5)
+    panels = {
+        "top1": "top-1",
+        "linear_one": "linear, one slot",
+        "linear_all_changed": "linear, all slots, shifted digits",
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), sharex=True)
+    for ax, (measure, title) in zip(axes, panels.items()):
         for (loss, pairs), part in rows.groupby(["loss", "pairs"], sort=False):
-            means = part.groupby("px")["top1"].mean()
+            means = part.groupby("px")[measure].mean()
             look = dict(color=COLOURS[LOSSES[loss]], ls="-" if pairs == "own" else "--")
-            right.plot(means.index, means, label=f"{LOSSES[loss]}, {pairs} pairs", **look)
-            right.plot(part["px"], part["top1"], "o", color=look["color"], ms=4)
-        before = by_seed(load("taught"), "top1", "trans, untrained").mean()
-        right.axhline(before, color=COLOURS["untrained"], label="untrained")
-        right.legend()
-    right.set(xlabel="largest distance between the two views, px", ylabel="top-1, %")
-    right.set_title("Right: positions, views that are further apart")
-    left.legend()
+            ax.plot(means.index, means, label=f"{LOSSES[loss]}, {pairs} pairs", **look)
+            fill = look["color"] if pairs == "own" else "white"
+            ax.plot(part["px"], part[measure], "o", mec=look["color"], mfc=fill, ms=4)
+        before = by_seed(load("taught"), measure, "trans, untrained").mean()
+        ax.axhline(before, color=COLOURS["untrained"], label="untrained")
+        ax.set(title=title, xlabel="largest distance of the two views, px")
+    axes[0].set_ylabel("%")
+    lines = axes[0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=len(lines[0]))
+    figure.suptitle("Positions: the further apart the two views, the less is read")
     return figure
 
 
@@ -275,7 +281,7 @@ def few():
 
 
 PICTURES = dict(taught=taught, scale=scale, knob=knob, published=published)
-PICTURES |= dict(figure2=figure2, audit=audit, riddle=riddle, few=few)
+PICTURES |= dict(bundle=bundle, distance=distance, audit=audit, riddle=riddle, few=few)
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or PICTURES:

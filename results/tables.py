@@ -298,7 +298,7 @@ def slopes(frame, group):
     return curves, [np.polyfit(np.log2(list(arms)), row, 1)[0] for row in curves.to_numpy()]
 
 
-def figure2():
+def bundle():
     """Fig. 2 left: top-1 for each size of the base space, and its slope."""
     lines = []
     for name, frozen in (("bundle", "taught"), ("bundle_cifar10", "cifar10")):
@@ -314,6 +314,12 @@ def figure2():
                 lines.append([title, *free, sizes, signed(found, "error"), len(curves)])
     heads = ["", "untrained, top-1", "untrained, all slots (linear)", "top-1 at each size of g0"]
     return markdown([*heads, "points for each doubling", "seeds"], lines) if lines else None
+
+
+def distance():
+    """The picture that pictures.py draws of Fig. 2 right."""
+    if len(load("distance")):
+        return "![What is read, by the largest distance of the two views](distance.png)"
 
 
 def networks(name):
@@ -400,10 +406,8 @@ def spent():
 
 
 TABLES = dict(answers=answers, primary=primary, taught=taught, riddle=riddle, audit=audit)
-TABLES |= dict(
-    knob=knob, scale=scale, published=published, figure2=figure2, bench=bench, spent=spent
-)
-TABLES |= dict(front=front, few=few, pooling=pooling, few_picture=few_picture)
+TABLES |= dict(knob=knob, scale=scale, published=published, bundle=bundle, bench=bench, spent=spent)
+TABLES |= dict(front=front, few=few, pooling=pooling, few_picture=few_picture, distance=distance)
 TABLES |= dict(negatives=negatives, added=added)
 
 
