@@ -165,11 +165,14 @@ class ASSL:
     image_group  acts on the images; for translation by single pixels
     base_size    |g0|; all of |G|: both views read all of z (SimCLR, Appendix C)
     strength     largest shift along each axis, as a part of the size (only translation)
+    shared       True: g0 is the same for all images of a batch.  Else a network that knows where
+                 its slots are can tell images apart by their slots
     """
 
-    def __init__(self, group, image_group, base_size=1, strength=0.2):
+    def __init__(self, group, image_group, base_size=1, strength=0.2, shared=False):
         self.group = group
         self.image_group = image_group
+        self.shared = shared
         self.changes = image_group.augmentations(strength)  # (M,)
         elements = torch.arange(group.order)
         if base_size == group.order:
@@ -181,10 +184,10 @@ class ASSL:
 
     def draw(self, batch, generator=None):
         """→ g0 (batch, |g0|), g1 and g2 (batch,), long and on the CPU."""
-        g = pick(self.elements, batch, generator)
+        g = pick(self.elements, 1 if self.shared else batch, generator)
         g1 = pick(self.changes, batch, generator)
         g2 = pick(self.changes, batch, generator)
-        return self.group.shift_base(g, self.g0), g1, g2
+        return self.group.shift_base(g, self.g0).expand(batch, -1), g1, g2
 
     def views(self, f, h, x, g0, g1, g2, x2=None):
         return a_ssl(f, h, x, self.image_group, g0, g1, g2, x2)
@@ -198,16 +201,18 @@ class HSSL:
 
     group, base_size  as in ASSL, but never all of |G|
     metric            the unit of max_distance: "euclidean" or "topological", see groups.py
+    shared            True: g1 and g2 are the same for all images of a batch, see ASSL
     """
 
-    def __init__(self, group, base_size=1, max_distance=None, metric="euclidean"):
+    def __init__(self, group, base_size=1, max_distance=None, metric="euclidean", shared=False):
+        self.shared = shared
         self.g0 = group.base_space(base_size)  # (|g0|,)
         self.allowed = groups.pairs(group, self.g0, max_distance, metric)
 
     def draw(self, batch, generator=None):
         """As ASSL's."""
-        g1, g2 = groups.sample(self.allowed, batch, generator)
-        return self.g0.expand(batch, -1), g1, g2
+        g1, g2 = groups.sample(self.allowed, 1 if self.shared else batch, generator)
+        return self.g0.expand(batch, -1), g1.expand(batch), g2.expand(batch)
 
     def views(self, f, h, x, g0, g1, g2, x2=None):
         return h_ssl(f, h, x, g0, g1, g2, x2)

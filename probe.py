@@ -304,9 +304,10 @@ def network(config, images):
     image_group = acts_on_images(config["group"], size)
     about = dict(size=size, c_in=c_in, classes=max(2, len(images.classes)))
     about["mean"], about["std"] = data.mean_std(images.train_x)
-    config = dict(extent=1, pairs="own") | config  # for older runs
+    config = dict(extent=1, pairs="own", draw="image") | config  # for older runs
     for name in ("group", "backbone", "width", "base_size", "functions", "extent", "pool"):
         about[name] = config[name]
+    shared = config["draw"] == "batch"
     try:
         f, h, classifier = backbones.build(images.kind, **about)
         f.sampled = f.independent and config["slots"] == "sampled"
@@ -316,10 +317,11 @@ def network(config, images):
             equation = losses.h_ssl if config["loss"] == "hssl" else losses.a_ssl
             pairs = losses.Matched(f.group, equation, config["strength"])
         elif config["loss"] == "hssl":
-            metric = config["distance"]
-            pairs = losses.HSSL(f.group, config["base_size"], config["max_distance"], metric)
+            near = config["max_distance"], config["distance"]
+            pairs = losses.HSSL(f.group, config["base_size"], *near, shared)
         else:
-            pairs = losses.ASSL(f.group, image_group, config["base_size"], config["strength"])
+            size, strength = config["base_size"], config["strength"]
+            pairs = losses.ASSL(f.group, image_group, size, strength, shared)
     except ValueError as error:
         raise UsageError(str(error)) from None
     return f, h, classifier, pairs, image_group

@@ -66,6 +66,8 @@ def arm(row):
     if row["backbone"] != "equivariant":
         name.append(row["backbone"])
     name.append(loss_name(row))
+    if row.get("draw") == "batch":
+        name.append("one draw")
     if row.get("extent", 1) > 1:
         name.append(f"extent {row['extent']}")
     if row["epsilon"]:

@@ -88,6 +88,15 @@ EXPERIMENTS = {
         ),
         seeds=THREE,
     ),
+    # a slot drawn for each image tells images apart, if a network knows where its slots are.  So:
+    # one draw for all images of a batch
+    "draw": arms(
+        *each(
+            MNIST + "--group trans --draw batch {arm}",
+            arm=(JITTER + NEAR, ALONE, LEARN[2], PLAIN + NEAR, PLAIN + TWICE),
+        ),
+        seeds=THREE,
+    ),
     "knob": arms(
         *each(MNIST + "--group rot --epsilon {epsilon} {arm}", arm=LEARN, epsilon=(0.1, 0.3, 1, 3))
     ),
