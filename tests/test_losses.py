@@ -340,6 +340,25 @@ def test_matched_pairs_make_the_losses_equal_away_from_the_border():
     assert abs(losses[0] - losses[1]) < 1e-10
 
 
+@pytest.mark.parametrize("name, group", GROUPS.items())
+def test_with_one_draw_all_images_share_their_slots(name, group):
+    """And over many batches they are as without: each slot (a_ssl), each pair (h_ssl)."""
+    a_ssl = ASSL(group, IMAGE_GROUPS[name], shared=True)
+    h_ssl = HSSL(group, shared=True)
+    draws = generator()
+    slots, pairs = set(), set()
+    for _ in range(60 * group.order if group.order < 10 else 2000):
+        g0, g1, g2 = a_ssl.draw(64, draws)
+        assert g0.shape == (64, 1) and (g0 == g0[0]).all() and len(g1.unique()) > 1
+        slots.add(int(g0[0]))
+        g0, g1, g2 = h_ssl.draw(64, draws)
+        assert g0.shape == (64, 1) and g1.shape == g2.shape == (64,)
+        assert (g1 == g1[0]).all() and (g2 == g2[0]).all()
+        pairs.add((int(g1[0]), int(g2[0])))
+    assert slots == set(range(group.order))
+    assert len(pairs) > min(group.order**2 - 1, 500)
+
+
 @pytest.mark.parametrize("loss", [ASSL(Scale(), Scale()), HSSL(Scale())], ids=["assl", "hssl"])
 def test_draws_depend_on_nothing_but_the_generator(loss):
     one, again, other = (loss.draw(50, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))

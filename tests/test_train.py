@@ -315,6 +315,8 @@ def test_the_flags_reach_the_network_and_what_is_drawn():
     _, _, _, pairs, image_group = probe.network(vars(args), digits())
     assert image_group.order == 29 * 29 and len(pairs.changes) == 5 * 5  # 2 px of 29
     for loss in ("assl", "hssl"):
+        flags = f"--loss {loss} --draw batch".split()
+        assert probe.network(vars(train.parse(flags)), digits())[3].shared
         matched = f"--loss {loss} --group trans --pairs matched --strength 0.25"
         _, _, _, pairs, _ = probe.network(vars(train.parse(matched.split())), digits())
         assert pairs.equation.__name__[0] == loss[0] and len(pairs.changes) == 5 * 5
@@ -361,6 +363,7 @@ WRONG = {
     "--loss frozen --augment shift": "--augment changes nothing",
     "--pairs matched": "--pairs changes nothing",
     "--group trans --pairs matched --base-size 4": "--base-size changes nothing",
+    "--group trans --pairs matched --draw batch": "--draw changes nothing",
     "--group trans --pairs matched --max-distance 4": "--max-distance changes nothing",
     "--group trans --pairs matched --strength 0.1": "no shift by a whole stride",
     "--backbone mlp --pool max": "--pool changes nothing",
