@@ -5,8 +5,8 @@
 
 In ABOUT.md {taught} is a table, {taught | top1 | rot, H-SSL} a mean over seeds, and
 {taught | top1 | rot, A-SSL | rot, H-SSL} both means and the 95 % interval of their difference; with
-another | − it is only the difference.  A line with a number whose runs do not exist is left out; so
-is a whole section if its table does not exist.
+another | − it is only the difference.  {draw taught | …} looks in the runs of both.  A line with a
+number whose runs do not exist is left out; so is a whole section if its table does not exist.
 """
 
 import json
@@ -209,6 +209,22 @@ def added():
     return markdown(["a − b", *(HEADS[m] for m in measures)], lines) if lines else None
 
 
+def draw():
+    """Positions: slots drawn for each image, or once for all images of a batch."""
+    frame, lines = load("taught", "draw"), []
+    measures = ("error", "top1", "linear_one", "linear_all", "linear_all_changed")
+    for name in ("negatives alone", "near", "A-SSL", "jitter alone", "near + jitter"):
+        arms = [f"trans, {name}", f"trans, {name}, one draw"]
+        seeds = [len(by_seed(frame, "top1", arm)) for arm in arms]
+        if min(seeds) > 1:
+            cells = [
+                " · ".join(spread(by_seed(frame, m, arm), m) for arm in arms) for m in measures
+            ]
+            lines.append([named(arms[0]), *cells, " · ".join(map(str, seeds))])
+    heads = ["for each image · one draw", *(HEADS[m] for m in measures), "seeds"]
+    return markdown(heads, lines) if lines else None
+
+
 def front():
     """The table of the front page: what a linear classifier reads."""
     frame, lines = load("taught"), []
@@ -408,13 +424,13 @@ def spent():
 TABLES = dict(answers=answers, primary=primary, taught=taught, riddle=riddle, audit=audit)
 TABLES |= dict(knob=knob, scale=scale, published=published, bundle=bundle, bench=bench, spent=spent)
 TABLES |= dict(front=front, few=few, pooling=pooling, few_picture=few_picture, distance=distance)
-TABLES |= dict(negatives=negatives, added=added)
+TABLES |= dict(negatives=negatives, added=added, draw=draw)
 
 
 # ---------------------------------------------------------------- the page
 def text_of(name, measure, *arms):
     """{name | measure | arms} of ABOUT.md as text; None if a run is missing."""
-    frame = networks(name) if name in ("riddle", "few") else load(name)
+    frame = networks(name) if name in ("riddle", "few") else load(*name.split())
     if len(arms) == 1:
         return spread(by_seed(frame, measure, *arms), measure)
     found = difference(frame, measure, *arms[:2])
