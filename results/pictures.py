@@ -183,7 +183,7 @@ def distance():
     axes[0].set_ylabel("%")
     lines = axes[0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", ncols=len(lines[0]))
-    figure.suptitle("Positions: views that are far apart teach less, and A-SSL loses shifted digits")
+    figure.suptitle("Positions: views far apart teach less, and A-SSL loses shifted digits")
     return figure
 
 
