@@ -300,13 +300,14 @@ def acts_on_images(name, size):
 def network(config, images):
     """What a run's settings ask for → f, h, the classifier, what draws the pairs (see losses.py),
     and the group that acts on images.  Raises UsageError if they do not go together."""
-    c_in, size = images.train_x.shape[1], images.train_x.shape[-1]
-    image_group = acts_on_images(config["group"], size)
-    about = dict(size=size, c_in=c_in, classes=max(2, len(images.classes)))
+    c_in, px = images.train_x.shape[1], images.train_x.shape[-1]
+    image_group = acts_on_images(config["group"], px)
+    about = dict(size=px, c_in=c_in, classes=max(2, len(images.classes)))
     about["mean"], about["std"] = data.mean_std(images.train_x)
     config = dict(extent=1, pairs="own", draw="image") | config  # for older runs
     for name in ("group", "backbone", "width", "base_size", "functions", "extent", "pool"):
         about[name] = config[name]
+    size = config["base_size"]
     shared = config["draw"] == "batch"
     try:
         f, h, classifier = backbones.build(images.kind, **about)
@@ -317,11 +318,10 @@ def network(config, images):
             equation = losses.h_ssl if config["loss"] == "hssl" else losses.a_ssl
             pairs = losses.Matched(f.group, equation, config["strength"])
         elif config["loss"] == "hssl":
-            near = config["max_distance"], config["distance"]
-            pairs = losses.HSSL(f.group, config["base_size"], *near, shared)
+            limit = config["max_distance"]
+            pairs = losses.HSSL(f.group, size, limit, config["distance"], shared)
         else:
-            size, strength = config["base_size"], config["strength"]
-            pairs = losses.ASSL(f.group, image_group, size, strength, shared)
+            pairs = losses.ASSL(f.group, image_group, size, config["strength"], shared)
     except ValueError as error:
         raise UsageError(str(error)) from None
     return f, h, classifier, pairs, image_group

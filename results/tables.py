@@ -91,6 +91,11 @@ def named(arm):
     return f"{GROUPS[group]}, {rest}"
 
 
+def wide(width):
+    """A width as text, if it is not 1."""
+    return "" if width == 1 else f", width {width:g}"
+
+
 def budget(frame):
     """The settings of the trained runs: a list of texts."""
     told = []
@@ -99,7 +104,7 @@ def budget(frame):
     for (dataset, train, test, epochs, width), _ in trained.groupby(kinds, sort=False):
         epochs = f"{epochs} epochs" if epochs > 1 else "1 epoch"
         images = f"{DATA[dataset]}, {train:,} training and {test:,} test images, {epochs}"
-        told.append(images if width == 1 else f"{images}, {width:g} of the width")
+        told.append(images + wide(width))
     return told
 
 
@@ -121,8 +126,7 @@ def read_outs(measures, *names):
 def images(rows):
     """Training images × epochs, and the width if it is not 1, as text."""
     row = rows.iloc[0]
-    width = "" if row["width"] == 1 else f", width {row['width']:g}"
-    return f"{row['train_images']:,} × {row['epochs']}{width}"
+    return f"{row['train_images']:,} × {row['epochs']}{wide(row['width'])}"
 
 
 def paper():
@@ -146,8 +150,7 @@ def answers():
             if found and found["seeds"] > 2:
                 means = f"{number(found['mean_a'], 'top1')}, {number(found['mean_b'], 'top1')}"
                 width = frame.loc[frame["arm"] == a, "width"].iloc[0]
-                where = DATA[frame["dataset"].iloc[0]] + ("" if width == 1 else f", {width:g} wide")
-                ours = f"{where}: {means}"
+                ours = f"{DATA[frame['dataset'].iloc[0]]}{wide(width)}: {means}"
                 answer = ANSWERS[claims.result(found["low"], found["high"], asked)]
                 line = [sentence, theirs, ours, signed(found, "top1"), found["seeds"], answer]
                 budgets |= dict.fromkeys(budget(frame))
@@ -253,7 +256,9 @@ def by_epsilon():
 
 def knob():
     """Each ε, and the exact network: four measures of three networks."""
-    found, exact, lines = by_epsilon(), load("taught"), []
+    lines = []
+    found = by_epsilon()
+    exact = load("taught")
     if found and len(exact):
         found = {0: {name: exact[exact["arm"] == f"rot, {name}"] for name in LEARNED}} | found
     measures = ("error", "invariance", "linear_one_changed", "retrieval")
