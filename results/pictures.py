@@ -79,31 +79,37 @@ def taught():
     return read_outs(parts, title)
 
 
-def scale():
+def minute():
     parts = {"10,000 digits, 9 epochs": load("nearer"), "60,000 digits, 1 epoch": load("minute")}
     parts = {name: frame for name, frame in parts.items() if not frame.empty}
     return read_outs(parts, "Scale, 3 functions and the maximum: what a linear classifier reads")
 
 
 def knob():
+    """What breaking Eq. 1 by ε changes: four measures of three networks."""
     found = tables.by_epsilon()
     panels = {
-        "invariance": "change under a turn\n(1: two different images)",
+        "error": "error of Eq. 1 (1: no prediction)",
+        "invariance": "change under a turn (1: two different images)",
         "linear_one_changed": "linear, one slot, turned digits, %",
         "retrieval": "finds its copy among 1,000, %",
     }
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8))
-    for ax, (measure, label) in zip(axes, panels.items()):
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), sharex=True)
+    places = range(len(found))
+    for ax, (measure, label) in zip(axes.flat, panels.items()):
         for loss in tables.LEARNED:
-            values = {epsilon: arms[loss][measure] for epsilon, arms in found.items()}
-            means = [seeds.mean() for seeds in values.values()]
-            ax.plot(list(values), means, color=COLOURS[loss], label=loss)
-            for epsilon, seeds in values.items():
-                ax.plot([epsilon] * len(seeds), seeds, "o", color=COLOURS[loss], ms=4)
-        ax.set(xscale="log", xlabel="ε: how much Eq. 1 is broken", title=label)
-        ax.set_xticks((0.1, 0.3, 1, 3), ("0.1", "0.3", "1", "3"))
+            values = [arms[loss][measure] for arms in found.values()]
+            means = [seeds.mean() for seeds in values]
+            ax.plot(places, means, color=COLOURS[loss], label=loss)
+            for place, seeds in zip(places, values):
+                ax.plot([place] * len(seeds), seeds, "o", color=COLOURS[loss], ms=4)
+        ax.set_title(label)
         ax.set_ylim(0)
-    axes[0].legend()
+    axes[0, 0].axhline(1, color="0.8", lw=0.8, zorder=0)
+    for ax in axes[1]:
+        ax.set_xticks(places, [f"{epsilon:g}" for epsilon in found])
+        ax.set_xlabel("ε: how much Eq. 1 is broken")
+    axes[0, 1].legend()
     figure.suptitle(
         "The more Eq. 1 is broken, the fewer copies are found; A-SSL keeps more than H-SSL"
     )
@@ -144,7 +150,7 @@ def bundle():
             curves, _ = tables.slopes(frame, group)
             if len(curves):
                 change = curves.sub(curves[1], axis=0)
-                label = f"{GROUPS[group]}, {'CIFAR-10' if 'cifar' in name else 'MNIST'}"
+                label = f"{GROUPS[group]}, {tables.DATA[frame['dataset'].iloc[0]]}"
                 look = dict(ls=style, marker=MARKS[group], color=COLOURS["H-SSL"])
                 ax.plot(change.columns, change.mean(), label=label, **look)
     ax.axhline(0, color="0.8", lw=0.8, zorder=0)
@@ -280,12 +286,12 @@ def few():
     return figure
 
 
-PICTURES = dict(taught=taught, scale=scale, knob=knob, published=published)
+PICTURES = dict(taught=taught, minute=minute, knob=knob, published=published)
 PICTURES |= dict(bundle=bundle, distance=distance, audit=audit, riddle=riddle, few=few)
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or PICTURES:
-        shown = "few_picture" if name == "few" else name
+        shown = f"{name}_picture" if f"{name}_picture" in tables.TABLES else name
         if tables.TABLES[shown]():  # what stands beside it on the page
             PICTURES[name]().savefig(os.path.join(claims.FOLDER, f"{name}.png"), dpi=100)
             print(f"{name}.png")
