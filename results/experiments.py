@@ -4,7 +4,7 @@ results/run.py does them, in this order.  Each experiment becomes results/NAME.j
 claims (CLAIMS.md) are tested on seeds 10 … 14; a pilot has seed 0.
 """
 
-NOT_RUNS = ("audit", "riddle")  # results/NAME.jsonl whose lines are not runs
+NOT_RUNS = ("audit", "riddle", "where")  # results/NAME.jsonl whose lines are not runs
 SEEDS = range(10, 15)
 THREE = range(10, 13)
 GROUPS = ("rot", "scale", "trans")

@@ -286,8 +286,28 @@ def few():
     return figure
 
 
+def draw():
+    """Positions: what the slot explains, and what is read on shifted digits."""
+    frame, features = load("taught", "draw"), tables.networks("where")
+    figure, ax = plt.subplots(figsize=(8.5, 4.6))
+    for name in features["arm"].unique():
+        loss, *one_draw = name.split(", ")[1:]
+        share, read = by_seed(features, "where", name), by_seed(frame, "linear_all_changed", name)
+        fill = "white" if one_draw else COLOURS[loss]
+        label = None if one_draw else spelled(loss)
+        both = share.index.intersection(read.index)
+        look = dict(mec=COLOURS[loss], mfc=fill, ms=6)
+        ax.plot(share[both], read[both], "o", label=label, **look)
+    ax.set_xlabel("how much of the features the slot alone explains, %")
+    ax.set_ylabel("linear, all slots, shifted digits, %")
+    ax.set_title("Positions: A-SSL learns where its slot is  (● slots for each image, ○ one draw)")
+    ax.grid(color="0.92")
+    figure.legend(loc="outside right center")
+    return figure
+
+
 PICTURES = dict(taught=taught, minute=minute, knob=knob, published=published)
-PICTURES |= dict(bundle=bundle, distance=distance, audit=audit, riddle=riddle, few=few)
+PICTURES |= dict(bundle=bundle, distance=distance, audit=audit, riddle=riddle, few=few, draw=draw)
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or PICTURES:

@@ -103,28 +103,36 @@ def measure(folder, data_dir):
     return found
 
 
+def finished(runs, *experiments):
+    """The finished runs of these experiments in a folder: (its folder, its row) of each."""
+    for name in sorted(os.listdir(runs)):
+        folder = os.path.join(runs, name)
+        path = os.path.join(folder, "result.json")
+        if name.split("-")[0] in experiments and os.path.exists(path):
+            with open(path) as file:
+                yield folder, json.load(file)
+
+
+def known(about, path):
+    """Whether a file has a line of the network with this arm, width and seed."""
+    if not os.path.exists(path):
+        return False
+    with open(path) as file:
+        rows = list(map(json.loads, file))
+    return any(all(row[k] == about[k] for k in ("arm", "width", "seed")) for row in rows)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--data-dir", default="data", help="folder of the images (default data)")
     p.add_argument("--runs", default=os.path.join(ROOT, "runs"), help="folder of the runs")
     args = p.parse_args()
     path = os.path.join(FOLDER, "riddle.jsonl")
-    known = set()
-    if os.path.exists(path):
-        with open(path) as file:
-            known = {(row["arm"], row["width"], row["seed"]) for row in map(json.loads, file)}
-    for name in sorted(os.listdir(args.runs)):
-        folder = os.path.join(args.runs, name)
-        finished = os.path.join(folder, "result.json")
-        if not name.startswith(("taught-", "pooling-")) or not os.path.exists(finished):
-            continue
-        with open(finished) as file:
-            row = json.load(file)
+    for folder, row in finished(args.runs, "taught", "pooling"):
         about = dict(group=row["group"], arm=arm(row), width=row["width"], seed=row["seed"])
-        wanted = (
-            name.startswith("pooling-") or about["arm"].split(", ")[1] in TRAININGS[row["group"]]
-        )
-        if not wanted or (about["arm"], about["width"], about["seed"]) in known:
+        training = about["arm"].split(", ")[1]
+        wanted = about["width"] < 1 or training in TRAININGS[row["group"]]  # `pooling` is narrow
+        if not wanted or known(about, path):
             continue
         about |= dict(linear=row["linear_one"], knn=row["knn_one"])
         for slots in ("one", "one_changed", "all", "all_changed"):

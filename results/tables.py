@@ -212,19 +212,29 @@ def added():
 
 
 def draw():
-    """Positions: slots drawn for each image, or once for all images of a batch."""
-    frame, lines = load("taught", "draw"), []
-    measures = ("error", "top1", "linear_one", "linear_all", "linear_all_changed")
-    for name in ("negatives alone", "near", "A-SSL", "jitter alone", "near + jitter"):
+    """Positions: how much of the features is their slot, and what is read.  Slots are drawn for
+    each image, or once for all images of a batch.  Only printed."""
+    frame, features, lines = load("taught", "draw"), networks("where"), []
+    if features.empty or frame.empty:
+        return None
+    measures = ("top1", "linear_all", "linear_all_changed")
+    for name in claims.ORDER:
         arms = [f"trans, {name}", f"trans, {name}, one draw"]
-        seeds = [len(by_seed(frame, "top1", arm)) for arm in arms]
-        if min(seeds) > 1:
-            cells = [
-                " · ".join(spread(by_seed(frame, m, arm), m) for arm in arms) for m in measures
-            ]
-            lines.append([named(arms[0]), *cells, " · ".join(map(str, seeds))])
-    heads = ["for each image · one draw", *(HEADS[m] for m in measures), "seeds"]
+        arms = [arm for arm in arms if len(by_seed(features, "where", arm))]
+        if arms:
+            cells = [" · ".join(spread(by_seed(features, "where", arm), "where") for arm in arms)]
+            for m in measures:
+                cells.append(" · ".join(spread(by_seed(frame, m, arm), m) for arm in arms))
+            seeds = " · ".join(str(len(by_seed(frame, "top1", arm))) for arm in arms)
+            lines.append([named(arms[0]), *cells, seeds])
+    heads = ["for each image · one draw", "the slot, %", *(HEADS[m] for m in measures), "seeds"]
     return markdown(heads, lines) if lines else None
+
+
+def draw_picture():
+    """The picture that pictures.py draws of the same."""
+    if draw():
+        return "![What the slot explains, and what is read on shifted digits](draw.png)"
 
 
 def front():
@@ -352,22 +362,26 @@ def distance():
 
 
 def networks(name):
-    """The rows of riddle.jsonl for the table or picture of this name, "riddle" or "few", sorted;
-    empty if there are none."""
-    path = os.path.join(claims.FOLDER, "riddle.jsonl")
+    """What riddle.py ("riddle" or "few") or where.py ("where") measured in networks, sorted; empty
+    if there is nothing."""
+    name_of_file = "where" if name == "where" else "riddle"
+    path = os.path.join(claims.FOLDER, f"{name_of_file}.jsonl")
     if not os.path.exists(path):
         return pd.DataFrame()
 
     def place(row):
-        group, training, *extent = row["arm"].split(", ")
-        return list(GROUPS).index(group), -row["width"], extent, claims.ORDER.index(training)
+        group, training, *more = row["arm"].split(", ")
+        return list(GROUPS).index(group), -row["width"], more, claims.ORDER.index(training)
 
     with open(path) as file:
         frame = pd.DataFrame(sorted(map(json.loads, file), key=place))
     narrow = frame["width"] < 1  # those of `pooling`
-    frame = frame[~narrow] if name == "riddle" else frame[narrow | (frame["group"] == "trans")]
+    if name == "riddle":
+        frame = frame[~narrow]
+    if name == "few":
+        frame = frame[narrow | (frame["group"] == "trans")]
     if frame.duplicated(["arm", "seed"]).any():
-        raise ValueError("two networks have the same arm and seed: remove one from riddle.jsonl")
+        raise ValueError(f"two networks have the same arm and seed: remove one from {path}")
     return frame
 
 
@@ -434,16 +448,16 @@ def spent():
     return f"{len(every)} runs, about {seconds / 3600:.0f} hours, most of them with one CPU thread"
 
 
-ON_THE_PAGE = (answers, primary, taught, added, negatives, audit, riddle, draw, few_picture)
-ON_THE_PAGE += (knob_picture, minute, published, distance, bundle, bench, spent)
-ONLY_PRINTED = (front, few, pooling, knob, nearer)
+ON_THE_PAGE = (answers, primary, taught, added, negatives, audit, riddle, draw_picture)
+ON_THE_PAGE += (few_picture, knob_picture, minute, published, distance, bundle, bench, spent)
+ONLY_PRINTED = (front, draw, few, pooling, knob, nearer)
 TABLES = {table.__name__: table for table in ON_THE_PAGE + ONLY_PRINTED}
 
 
 # ---------------------------------------------------------------- the page
 def text_of(name, measure, *arms):
     """{name | measure | arms} of ABOUT.md as text; None if a run is missing."""
-    frame = networks(name) if name in ("riddle", "few") else load(*name.split())
+    frame = networks(name) if name in ("riddle", "few", "where") else load(*name.split())
     if len(arms) == 1:
         return spread(by_seed(frame, measure, *arms), measure)
     found = difference(frame, measure, *arms[:2])

@@ -141,7 +141,8 @@ def test_a_page_of_all_runs_and_of_none(folder):
         for seed in (10, 11)
     ]
     (folder / "riddle.jsonl").write_text("".join(json.dumps(row) + "\n" for row in networks))
-    shutil.copy(os.path.join(ROOT, "results", "audit.jsonl"), folder)
+    for name in ("audit", "where"):
+        shutil.copy(os.path.join(ROOT, "results", f"{name}.jsonl"), folder)
     steps = dict(machine="one", heads=["H-SSL"], processes=dict(one=1.0))
     steps["rows"] = [dict(what="MNIST", speed={"H-SSL": 1000.0}, ratio=1.9)] * 4
     (folder / "bench.json").write_text(json.dumps(steps))

@@ -1,0 +1,65 @@
+"""Positions: do features tell where their slot is?
+
+    python results/where.py --data-dir data    # adds to results/where.jsonl; tables.py shows it
+
+The convolutions put zeros around an image, so a slot can know how far away the border is.  Here
+each test image is rolled around by a random shift.  Then every slot sees the same pixels on
+average, and what differs from slot to slot comes from the border.  Reads the networks in runs/ that
+results/run.py has trained for `taught` and `draw`.  A network that has a line is not read again.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+import torch
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+import probe
+from results.claims import FOLDER, arm
+from results.riddle import finished, known
+
+
+def rolled(x, generator):
+    """Images (B, C_in, H, W), each rolled around by its own random shift."""
+    shifts = torch.randint(x.shape[-1], (len(x), 2), generator=generator).tolist()
+    return torch.stack([image.roll(shift, (1, 2)) for image, shift in zip(x, shifts)])
+
+
+def explained(z):
+    """How much of the variance of features z (B, C, |G|) the slot alone explains, in per cent."""
+    of_slots = z.mean(0).var(1, correction=0)  # (C,)
+    whole = z.var((0, 2), correction=0)  # (C,)
+    return 100 * float(of_slots.sum() / whole.sum())
+
+
+@torch.no_grad()
+def measure(f, x):
+    """`explained`, for the slots of a network f and images (B, C_in, H, W)."""
+    x = rolled(x, torch.Generator().manual_seed(0))
+    return explained(torch.cat([f(part).flatten(2) for part in x.split(250)]))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("--data-dir", default="data", help="folder of the images (default data)")
+    p.add_argument("--runs", default=os.path.join(ROOT, "runs"), help="folder of the runs")
+    args = p.parse_args()
+    path = os.path.join(FOLDER, "where.jsonl")
+    for folder, row in finished(args.runs, "taught", "draw"):
+        about = dict(group=row["group"], arm=arm(row), width=row["width"], seed=row["seed"])
+        if row["group"] != "trans" or known(about, path):
+            continue
+        f, classifier, _, images, _ = probe.open_run(folder, args.data_dir)
+        f.eval()
+        probe.feed(f, classifier, images.train_x, torch.device("cpu"))
+        about["where"] = measure(f, images.test_x[:1000] / 255)
+        with open(path, "a") as file:
+            file.write(json.dumps(about) + "\n")
+        print(about, flush=True)
+
+
+if __name__ == "__main__":
+    main()
