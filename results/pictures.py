@@ -119,7 +119,7 @@ def knob():
 def published():
     """Gains over the untrained network, ours (filled) and the paper's (hollow)."""
     kinds = [kind for kind in tables.compared() if "hssl" in kind[2] or "assl" in kind[2]]
-    figure, ax = plt.subplots(figsize=(8, 1 + 0.35 * len(kinds)))
+    figure, ax = plt.subplots(figsize=(11, 1 + 0.35 * len(kinds)))
     for y, (_, arms, theirs) in enumerate(kinds):
         for loss in ("hssl", "assl"):
             colour = COLOURS[claims.LOSSES[loss]]
@@ -136,7 +136,7 @@ def published():
     ax.set(yticks=range(len(kinds)), yticklabels=names)
     ax.set_xlabel("top-1 over untrained, points (rows: images × epochs)")
     ax.set_ylim(len(kinds) - 0.5, -0.5)
-    ax.set_title("What training adds to top-1: ● here, ○ in the paper")
+    figure.suptitle("What training adds to top-1: ● here, ○ in the paper")
     ax.legend()
     return figure
 

@@ -123,6 +123,9 @@ def test_the_front_page_shows_what_the_rows_say():
     for arm in ("H-SSL + shift", "untrained", "shift alone"):
         top1 = claims.by_seed(claims.load("minute"), "top1", f"scale, {arm}")
         assert tables.spread(top1, "top1") in page, arm
+    shares = tables.networks("where").groupby("arm")["where"].mean()
+    for arm in ("A-SSL", "jitter alone", "near", "untrained"):
+        assert f" {shares[f'trans, {arm}']:.0f} %" in page, arm
 
 
 def test_a_page_of_all_runs_and_of_none(folder):
