@@ -89,9 +89,9 @@ def knob():
     """What breaking Eq. 1 by ε changes: four measures of three networks."""
     found = tables.by_epsilon()
     panels = {
-        "error": "error of Eq. 1 (1: no prediction)",
+        "equation1": "off Γ_g's prediction (1: two different images)",
         "invariance": "change under a turn (1: two different images)",
-        "linear_one_changed": "linear, one slot, turned digits, %",
+        "linear_all_changed": "linear, all slots, turned digits, %",
         "retrieval": "finds its copy among 1,000, %",
     }
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), sharex=True)
@@ -105,28 +105,31 @@ def knob():
                 ax.plot([place] * len(seeds), seeds, "o", color=COLOURS[loss], ms=4)
         ax.set_title(label)
         ax.set_ylim(0)
-    axes[0, 0].axhline(1, color="0.8", lw=0.8, zorder=0)
     for ax in axes[1]:
         ax.set_xticks(places, [f"{epsilon:g}" for epsilon in found])
         ax.set_xlabel("ε: how much Eq. 1 is broken")
     axes[0, 1].legend()
     figure.suptitle(
-        "The more Eq. 1 is broken, the fewer copies are found; A-SSL keeps more than H-SSL"
+        "Eq. 1 broken by ε: A-SSL finds more copies; at small ε, pooled, H-SSL reads more"
     )
     return figure
 
 
 def published():
-    """Gains over the untrained network, ours (filled) and the paper's (hollow)."""
+    """Gains over the untrained network, ours (a dot for each seed) and the paper's (rings)."""
     kinds = [kind for kind in tables.compared() if "hssl" in kind[2] or "assl" in kind[2]]
-    figure, ax = plt.subplots(figsize=(11, 1 + 0.35 * len(kinds)))
+    figure, ax = plt.subplots(figsize=(11, 1 + 0.42 * len(kinds)))
     for y, (_, arms, theirs) in enumerate(kinds):
         for loss in ("hssl", "assl"):
             colour = COLOURS[claims.LOSSES[loss]]
-            gain = arms[loss]["top1"].mean() - arms["frozen"]["top1"].mean()
-            ax.plot(gain, y, "o", color=colour)
-            if loss in theirs:  # a larger ring, so that none hides behind a dot
-                ax.plot(theirs[loss] - theirs["frozen"], y, "o", color=colour, mfc="none", ms=10)
+            ours, before = (arms[name].set_index("seed")["top1"] for name in (loss, "frozen"))
+            gains = (ours - before).dropna()
+            place = y + (0.12 if loss == "assl" else -0.12)
+            ax.plot(gains, [place] * len(gains), "o", color=colour, ms=3)
+            ax.plot(gains.mean(), place, "|", color=colour, ms=10)
+            if loss in theirs:
+                gain = theirs[loss] - theirs["frozen"]
+                ax.plot(gain, place, "o", color=colour, mfc="none", ms=10)
     for loss in ("H-SSL", "A-SSL"):
         ax.plot([], [], "o", color=COLOURS[loss], label=loss)
     names = [
@@ -189,7 +192,9 @@ def distance():
     axes[0].set_ylabel("%")
     lines = axes[0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", ncols=len(lines[0]))
-    figure.suptitle("Positions: views far apart teach less, and A-SSL loses shifted digits")
+    figure.suptitle(
+        "Positions: H-SSL learns more from near views; most runs read fewer shifted digits"
+    )
     return figure
 
 
@@ -211,7 +216,7 @@ def audit():
         ax.set(title=tables.DATA[dataset], xlabel="augmentation of each view")
     axes[0].set_ylabel("copies found among 1,000, %")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right center")
-    figure.suptitle("Without a network, kept counts find changed copies; after jitter, few")
+    figure.suptitle("Without a network, kept counts find many changed copies; after jitter, few")
     return figure
 
 
@@ -287,22 +292,23 @@ def few():
 
 
 def draw():
-    """Positions: what the slot explains, and what is read on shifted digits."""
+    """Positions: the slot's share of the features, and what is read on shifted digits."""
     frame, features = load("taught", "draw"), tables.networks("where")
-    figure, ax = plt.subplots(figsize=(8.5, 4.6))
-    for name in features["arm"].unique():
-        loss, *one_draw = name.split(", ")[1:]
-        share, read = by_seed(features, "where", name), by_seed(frame, "linear_all_changed", name)
-        fill = "white" if one_draw else COLOURS[loss]
-        label = None if one_draw else spelled(loss)
-        both = share.index.intersection(read.index)
-        look = dict(mec=COLOURS[loss], mfc=fill, ms=6)
-        ax.plot(share[both], read[both], "o", label=label, **look)
-    ax.set_xlabel("how much of the features the slot alone explains, %")
-    ax.set_ylabel("linear, all slots, shifted digits, %")
-    ax.set_title("Positions: A-SSL learns where its slot is  (● slots for each image, ○ one draw)")
-    ax.grid(color="0.92")
+    titles = {"": "slots drawn for each image", ", one draw": "one draw for a batch"}
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharex=True, sharey=True)
+    for ax, (ending, title) in zip(axes, titles.items()):
+        for loss in claims.ORDER:
+            arm = f"trans, {loss}{ending}"
+            share = by_seed(features, "where", arm)
+            read = by_seed(frame, "linear_all_changed", arm).reindex(share.index)
+            mark = "s" if "jitter" in loss else "o"
+            label = spelled(loss) if len(share) and not ending else None
+            ax.plot(share, read, mark, color=COLOURS[loss], label=label, ms=6)
+        ax.set(title=title, xlabel="the slot's share of the features, %", xlim=(0, 100))
+        ax.grid(color="0.92")
+    axes[0].set_ylabel("linear, all slots, shifted digits, %")
     figure.legend(loc="outside right center")
+    figure.suptitle("Positions: drawn for each image, the slot is what A-SSL learns")
     return figure
 
 

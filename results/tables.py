@@ -35,6 +35,7 @@ HEADS = {  # measure → the head of its column
     "knn_one_changed": "kNN, one slot, changed",
     "error": "error of Eq. 1",
     "invariance": "change under g",
+    "equation1": "off Γ_g's prediction",
     "retrieval": "finds its copy",
 }
 READ = list(HEADS)[:5]
@@ -64,7 +65,7 @@ def markdown(heads, lines):
 
 
 def number(value, measure, sign=""):
-    digits = 2 if measure in ("invariance", "error") else 1
+    digits = 2 if measure in ("invariance", "equation1", "error") else 1
     return "" if pd.isna(value) else f"{value:{sign}.{digits}f}".replace("-", "−")
 
 
@@ -227,7 +228,12 @@ def draw():
                 cells.append(" · ".join(spread(by_seed(frame, m, arm), m) for arm in arms))
             seeds = " · ".join(str(len(by_seed(frame, "top1", arm))) for arm in arms)
             lines.append([named(arms[0]), *cells, seeds])
-    heads = ["for each image · one draw", "the slot, %", *(HEADS[m] for m in measures), "seeds"]
+    heads = [
+        "for each image · one draw",
+        "the slot's share, %",
+        *(HEADS[m] for m in measures),
+        "seeds",
+    ]
     return markdown(heads, lines) if lines else None
 
 
@@ -268,7 +274,7 @@ def by_epsilon():
 def knob():
     """Each ε: four measures of three networks.  Only printed."""
     lines = []
-    measures = ("error", "invariance", "linear_one_changed", "retrieval")
+    measures = ("equation1", "invariance", "linear_all_changed", "linear_one", "retrieval")
     for epsilon, arms in by_epsilon().items():
         cells = [" · ".join(spread(runs[m], m) for runs in arms.values()) for m in measures]
         lines.append([f"ε = {epsilon:g}", *cells, min(map(len, arms.values()))])

@@ -29,10 +29,11 @@ def rolled(x, generator):
 
 
 def explained(z):
-    """How much of the variance of features z (B, C, |G|) the slot alone explains, in per cent."""
+    """How much of the variance of features z (B, C, |G|) the slot alone explains, in per cent: a
+    mean over the channels that vary."""
     of_slots = z.mean(0).var(1, correction=0)  # (C,)
     whole = z.var((0, 2), correction=0)  # (C,)
-    return 100 * float(of_slots.sum() / whole.sum())
+    return 100 * float((of_slots / whole)[whole > 0].mean())
 
 
 @torch.no_grad()

@@ -124,7 +124,7 @@ def test_the_front_page_shows_what_the_rows_say():
         top1 = claims.by_seed(claims.load("minute"), "top1", f"scale, {arm}")
         assert tables.spread(top1, "top1") in page, arm
     shares = tables.networks("where").groupby("arm")["where"].mean()
-    for arm in ("A-SSL", "jitter alone", "near", "untrained"):
+    for arm in ("A-SSL", "jitter alone", "near", "H-SSL", "untrained", "A-SSL, one draw"):
         assert f" {shares[f'trans, {arm}']:.0f} %" in page, arm
 
 

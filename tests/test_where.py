@@ -14,10 +14,9 @@ def test_the_share_of_the_slot_is_that_of_known_features():
     assert where.explained(a + b) == pytest.approx(75, abs=3)
     assert where.explained(b) == pytest.approx(100 / 500, rel=0.2)  # chance: one over the images
     assert where.explained(a.expand(3, -1, -1)) == pytest.approx(100)
-    scaled = torch.ones(8, 1)
-    scaled[0] = 100  # one large channel counts by its variance
-    a[:, 0] = 0
-    assert where.explained((a + b) * scaled) < 5
+    a[:, 0] = 0  # one channel without a slot, however large, and one that does not vary
+    size = torch.tensor([100.0, 0, 1, 1, 1, 1, 1, 1]).view(8, 1)
+    assert where.explained((a + b) * size) == pytest.approx(75 * 6 / 7, abs=3)
 
 
 def test_rolled_images_keep_their_pixels_and_each_has_its_own_shift():
