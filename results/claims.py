@@ -15,14 +15,27 @@ import pandas as pd
 from scipy.stats import t as student
 
 from probe import CHANGE, mean_over_g
+from results.experiments import SEEDS
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-SEEDS = range(10, 15)  # of the primary claims
-LEVEL = 0.99  # of their intervals
+LEVEL = 0.99  # of the intervals of the primary claims
 LOSSES = {"frozen": "untrained", "hssl": "H-SSL", "assl": "A-SSL", "supervised": "supervised"}
 GROUPS = {"rot": "turns", "scale": "scales", "trans": "positions"}  # for readers
-ORDER = ("untrained", "negatives alone", "H-SSL", "near", "A-SSL", "shift alone", "jitter alone")
-ORDER += ("H-SSL + shift", "H-SSL + jitter", "near + jitter", "A-SSL + jitter", "supervised")
+COLOURS = {  # of what a run trains with, in the order of tables; nothing else has them
+    "untrained": "#9a9a9a",
+    "negatives alone": "#b88bc4",
+    "H-SSL": "#a0522d",
+    "near": "#d9966b",
+    "A-SSL": "#007c91",
+    "shift alone": "#c8cf86",
+    "jitter alone": "#94a323",
+    "H-SSL + shift": "#7a6a4f",
+    "H-SSL + jitter": "#50590f",
+    "near + jitter": "#3b2a1c",
+    "A-SSL + jitter": "#6fb3c0",
+    "supervised": "black",
+}
+OLDER = dict(augment="none", draw="image", extent=1, pairs="own")  # older rows have none of these
 
 
 # ---------------------------------------------------------------- rows
@@ -36,9 +49,8 @@ def load(*names):
         path = os.path.join(FOLDER, f"{name}.jsonl")
         if os.path.exists(path):
             with open(path) as file:
-                rows += [json.loads(line) | dict(experiment=name) for line in file]
+                rows += [OLDER | json.loads(line) | dict(experiment=name) for line in file]
     for row in rows:
-        row.setdefault("pairs", "own")  # older rows have no matched pairs
         row["arm"] = arm(row)
         row["error"] = mean_over_g(row, "error") if "equation1" in row else None
         for name in CHANGE:
@@ -53,22 +65,23 @@ def load(*names):
 
 def loss_name(row):
     """What a run trains with: "H-SSL", "near", "jitter alone", "A-SSL + jitter", …"""
-    augment = row.get("augment", "none")
-    if row.get("max_distance") == 0:
+    augment = row["augment"]
+    if row["max_distance"] == 0:
         return "negatives alone" if augment == "none" else f"{augment} alone"
-    name = "near" if row.get("max_distance") == 1 else LOSSES[row["loss"]]
+    name = "near" if row["max_distance"] == 1 else LOSSES[row["loss"]]
     return name if augment == "none" else f"{name} + {augment}"
 
 
 def arm(row):
     """A run's short name: group, network, `loss_name`, and what differs from the usual."""
+    row = OLDER | row
     name = [row["group"]]
     if row["backbone"] != "equivariant":
         name.append(row["backbone"])
     name.append(loss_name(row))
-    if row.get("draw") == "batch":
+    if row["draw"] == "batch":
         name.append("one draw")
-    if row.get("extent", 1) > 1:
+    if row["extent"] > 1:
         name.append(f"extent {row['extent']}")
     if row["epsilon"]:
         name.append(f"epsilon {row['epsilon']:g}")
@@ -76,7 +89,7 @@ def arm(row):
         name.append(f"size {row['base_size']}")
     if (row["max_distance"] or 0) > 1:
         name.append(f"distance {row['max_distance']:g}")
-    if row.get("pairs") == "matched":
+    if row["pairs"] == "matched":
         name.append(f"matched {row['strength']:g}")
     elif row["loss"] == "assl" and row["strength"] != 0.2:
         name.append(f"strength {row['strength']:g}")
@@ -87,10 +100,10 @@ def place(row):
     """Where a run stands in a table."""
     group = list(GROUPS).index(row["group"])
     network = ("mlp", "cnn", "equivariant").index(row["backbone"])
-    distance = row["max_distance"] or 0
-    order = ORDER.index(loss_name(row))
-    extent, size = row.get("extent", 1), row["base_size"]
-    return group, network, extent, row["epsilon"], size, order, distance, row["strength"]
+    order = list(COLOURS).index(loss_name(row))
+    size, distance = row["base_size"], row["max_distance"] or 0
+    first = group, network, row["extent"], row["epsilon"], size
+    return *first, order, distance, row["strength"], row["seed"]
 
 
 # ---------------------------------------------------------------- differences
@@ -105,11 +118,12 @@ def by_seed(frame, measure, arm):
 
 
 def interval(values, level=0.95):
-    """Student's t: a Series or list of numbers → mean, low, high (NaN for fewer than two)."""
+    """Student's t: a Series or list of numbers → a dict of mean, low, high (NaN for fewer than
+    two)."""
     values = pd.Series(values, dtype=float)
     half = student.ppf((1 + level) / 2, len(values) - 1) * values.sem(skipna=False)
     mean = values.mean(skipna=False)
-    return mean, mean - half, mean + half
+    return dict(mean=mean, low=mean - half, high=mean + half)
 
 
 def difference(frame, measure, a, b, level=0.95, seeds=None):
@@ -118,26 +132,23 @@ def difference(frame, measure, a, b, level=0.95, seeds=None):
     seeds: these are tested, and no others.  None: all that both arms have, at least two.
     Returns None if a run is missing."""
     a, b = by_seed(frame, measure, a), by_seed(frame, measure, b)
-    if seeds is None:
-        seeds = a.index.intersection(b.index)
-    seeds = list(seeds)
-    if len(seeds) < 2 or not set(seeds) <= set(a.index) & set(b.index):
+    both = a.index.intersection(b.index)
+    seeds = list(both if seeds is None else seeds)
+    if len(seeds) < 2 or not set(seeds) <= set(both):
         return None
     a, b = a[seeds], b[seeds]
-    mean, low, high = interval(a - b, level)
-    return dict(mean_a=a.mean(), mean_b=b.mean(), mean=mean, low=low, high=high, seeds=len(seeds))
+    return dict(mean_a=a.mean(), mean_b=b.mean(), seeds=len(seeds)) | interval(a - b, level)
 
 
 def result(low, high, asked):
     """What an interval says about "above C", "below C" or "within C": holds, opposite or open."""
     word, bound = asked.split()
     bound = float(bound)
-    inside, outside = -bound < low and high < bound, low > bound or high < -bound
-    if dict(above=low > bound, below=high < bound, within=inside)[word]:
+    holds = dict(above=low > bound, below=high < bound, within=-bound < low and high < bound)
+    opposite = dict(above=high < bound, below=low > bound, within=low > bound or high < -bound)
+    if holds[word]:
         return "holds"
-    if dict(above=high < bound, below=low > bound, within=outside)[word]:
-        return "opposite"
-    return "open"  # also if the measure is undefined in a run: then low and high are NaN
+    return "opposite" if opposite[word] else "open"  # open, too, if low and high are NaN
 
 
 # ---------------------------------------------------------------- the primary claims

@@ -10,29 +10,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
-import pandas as pd
 from matplotlib import pyplot as plt
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from results import claims, tables
-from results.claims import GROUPS, LOSSES, by_seed, load
+from results.claims import COLOURS, GROUPS, LOSSES, by_seed, load
 from results.tables import LABELS
 
-COLOURS = {  # of losses, as in the notebooks (show.py); nothing else has them
-    "untrained": "#9a9a9a",
-    "negatives alone": "#b88bc4",
-    "H-SSL": "#a0522d",
-    "near": "#d9966b",
-    "A-SSL": "#007c91",
-    "shift alone": "#c8cf86",
-    "jitter alone": "#94a323",
-    "H-SSL + shift": "#7a6a4f",
-    "H-SSL + jitter": "#50590f",
-    "near + jitter": "#3b2a1c",
-    "A-SSL + jitter": "#6fb3c0",
-    "supervised": "black",
-}
-MARKS = {"rot": "o", "scale": "s", "trans": "^"}
 plt.rcParams.update({"font.size": 10, "axes.titlesize": 11, "figure.titlesize": 12})
 plt.rcParams.update({"legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9})
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
@@ -58,7 +42,7 @@ def dot_plot(ax, frame, measure, arms):
     ax.grid(axis="x", color="0.92")
 
 
-def read_outs(frames, title):
+def columns_of_dots(frames, title):
     """One column for each {title: rows}: linear classifiers on one slot (above), all (below)."""
     size = (max(7.5, 4.3 * len(frames)), 6)
     figure, axes = plt.subplots(2, len(frames), figsize=size, sharex=True)
@@ -76,13 +60,15 @@ def taught():
     frame = load("taught")
     parts = {GROUPS[g]: rows for g, rows in frame.groupby("group", sort=False)}
     title = "One slot, digits as they are: jitter alone gains most, negatives alone lose"
-    return read_outs(parts, title)
+    return columns_of_dots(parts, title)
 
 
 def minute():
     parts = {"10,000 digits, 9 epochs": load("nearer"), "60,000 digits, 1 epoch": load("minute")}
     parts = {name: frame for name, frame in parts.items() if not frame.empty}
-    return read_outs(parts, "Scale, 3 functions and the maximum: what a linear classifier reads")
+    return columns_of_dots(
+        parts, "Scale, 3 functions and the maximum: what a linear classifier reads"
+    )
 
 
 def knob():
@@ -144,35 +130,14 @@ def published():
     return figure
 
 
-def bundle():
-    """Fig. 2 left: what larger base spaces change in top-1."""
-    figure, ax = plt.subplots(figsize=(7, 4))
-    for name, style in (("bundle", "-"), ("bundle_cifar10", "--")):
-        frame = load(name)
-        for group in GROUPS:
-            curves, _ = tables.slopes(frame, group)
-            if len(curves):
-                change = curves.sub(curves[1], axis=0)
-                label = f"{GROUPS[group]}, {tables.DATA[frame['dataset'].iloc[0]]}"
-                look = dict(ls=style, marker=MARKS[group], color=COLOURS["H-SSL"])
-                ax.plot(change.columns, change.mean(), label=label, **look)
-    ax.axhline(0, color="0.8", lw=0.8, zorder=0)
-    ax.set(xscale="log", xlabel="size of the base space |g0|")
-    ax.set_ylabel("top-1 minus that at |g0| = 1, points")
-    ax.set_xticks((1, 2, 4, 16, 36), ("1", "2", "4", "16", "36"))
-    ax.set_title("H-SSL with larger base spaces")
-    ax.legend()
-    return figure
-
-
 def distance():
     """Fig. 2 right: three measures by the largest distance of the two views."""
     rows = load("distance")
-    shift = (rows["strength"] * 29).astype(int)
-    whole = 4 * (rows["strength"] * 8).astype(int)  # in strides of 4 px, on a map of 8 × 8
-    shift = shift.where(rows["pairs"] == "own", whole)
-    px = 2 * 2**0.5 * shift  # two shifts, along the diagonal
-    rows["px"] = px.where(rows["max_distance"].isna(), 4 * rows["max_distance"] ** 0.5)
+    own = 2 * 2**0.5 * (rows["strength"] * 29).astype(int)  # px: two shifts, along the diagonal
+    matched = 8 * 2**0.5 * (rows["strength"] * 8).astype(int)  # strides of 4 px, a map of 8 × 8
+    slots = 4 * rows["max_distance"] ** 0.5  # its unit is a squared stride
+    kinds = [rows["pairs"] == "matched", rows["loss"] == "hssl"]
+    rows["px"] = np.select(kinds, [matched, slots], own)
     panels = {
         "top1": "top-1",
         "linear_one": "linear, one slot",
@@ -195,28 +160,6 @@ def distance():
     figure.suptitle(
         "Positions: H-SSL learns more from near views; most runs read fewer shifted digits"
     )
-    return figure
-
-
-def audit():
-    """How often counts alone find the changed copy (audit.py)."""
-    frame = pd.read_json(os.path.join(claims.FOLDER, "audit.jsonl"), lines=True)
-    names = ["none", "shift", "jitter"]
-    looks = {
-        "counts": ("kept counts", dict(ls="-", color="black")),
-        "bins": ("grey bins", dict(ls="--", color="0.6", mfc="white")),
-    }
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
-    for ax, (dataset, part) in zip(axes, frame.groupby("dataset", sort=False)):
-        for group, rows in part.groupby("group", sort=False):
-            for measure, (label, look) in looks.items():
-                found = rows.set_index("what")[measure][names]
-                label = f"{GROUPS[group]}, {label}"
-                ax.plot(names, found, marker=MARKS[group], label=label, **look)
-        ax.set(title=tables.DATA[dataset], xlabel="augmentation of each view")
-    axes[0].set_ylabel("copies found among 1,000, %")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside right center")
-    figure.suptitle("Without a network, kept counts find many changed copies; after jitter, few")
     return figure
 
 
@@ -293,17 +236,16 @@ def few():
 
 def draw():
     """Positions: the slot's share of the features, and what is read on shifted digits."""
-    frame, features = load("taught", "draw"), tables.networks("where")
+    frame = tables.by_slots()
     titles = {"": "slots drawn for each image", ", one draw": "one draw for a batch"}
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharex=True, sharey=True)
     for ax, (ending, title) in zip(axes, titles.items()):
-        for loss in claims.ORDER:
-            arm = f"trans, {loss}{ending}"
-            share = by_seed(features, "where", arm)
-            read = by_seed(frame, "linear_all_changed", arm).reindex(share.index)
+        for loss in COLOURS:
+            runs = frame[frame["arm"] == f"trans, {loss}{ending}"]
             mark = "s" if "jitter" in loss else "o"
-            label = spelled(loss) if len(share) and not ending else None
-            ax.plot(share, read, mark, color=COLOURS[loss], label=label, ms=6)
+            label = spelled(loss) if len(runs) and not ending else None
+            look = dict(color=COLOURS[loss], label=label, ms=6)
+            ax.plot(runs["where"], runs["linear_all_changed"], mark, **look)
         ax.set(title=title, xlabel="the slot's share of the features, %", xlim=(0, 100))
         ax.grid(color="0.92")
     axes[0].set_ylabel("linear, all slots, shifted digits, %")
@@ -312,11 +254,13 @@ def draw():
     return figure
 
 
-PICTURES = dict(taught=taught, minute=minute, knob=knob, published=published)
-PICTURES |= dict(bundle=bundle, distance=distance, audit=audit, riddle=riddle, few=few, draw=draw)
+PICTURES = (taught, minute, knob, published, distance, riddle, few, draw)
+PICTURES = {picture.__name__: picture for picture in PICTURES}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or PICTURES:
+        if name not in PICTURES:
+            sys.exit(f"pictures.py: no picture is called {name}: take {', '.join(PICTURES)}")
         shown = f"{name}_picture" if f"{name}_picture" in tables.TABLES else name
         if tables.TABLES[shown]():  # what stands beside it on the page
             PICTURES[name]().savefig(os.path.join(claims.FOLDER, f"{name}.png"), dpi=100)

@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -23,13 +26,14 @@ import probe
 from losses import HSSL
 from results.audit import counts
 from results.claims import FOLDER, arm, mean_over_g
+from results.run import key, wanted
 
 SLOTS = ("untrained", "H-SSL", "jitter alone", "H-SSL + jitter")
 TRAININGS = dict(rot=SLOTS, scale=SLOTS, trans=[name.replace("H-SSL", "near") for name in SLOTS])
 LABELS = (10, 100, 1000)
 
 
-def ink(one, images):
+def components(one, images):
     """What one slot of a network knows of ink and other counts, in per cent: a dict.
 
     one  its features of the training and of the test images: (N, C) and (B, C)"""
@@ -38,27 +42,24 @@ def ink(one, images):
         torch.cat([counts(x / 255, "rot"), counts(x / 255, "scale")], 1)  # the same for all groups
         for x in (images.train_x, images.test_x)
     )
-    spread = train_s.std(0) + 1e-9
-    train_s, test_s = ((s - train_s.mean(0)) / spread for s in (train_s, test_s))
-    guess = LinearRegression().fit(train_s, train_z).predict(test_s)
-    unexplained = ((test_z - guess) ** 2).sum() / ((test_z - test_z.mean(0)) ** 2).sum()
+    by_hand = make_pipeline(StandardScaler(), LinearRegression()).fit(train_s, train_z)
+    guess = by_hand.predict(test_s)
     pca = PCA(min(64, train_z.shape[1])).fit(train_z)
-    train_p, test_p = (pca.transform(z) for z in (train_z, test_z))  # (N, 64), (B, 64)
-    sums = images.test_x.sum((1, 2, 3)).double().numpy()
-    size = pca.explained_variance_**0.5 + 1e-9
-    train_w, test_w = (torch.from_numpy(z / size).float() for z in (train_p, test_p))
+    size = pca.explained_variance_**0.5 + 1e-9  # so that a channel of rounding errors stays small
+    train_p, test_p = (torch.from_numpy(pca.transform(z) / size) for z in (train_z, test_z))
+    sums = images.test_x.sum((1, 2, 3)).double()
     return dict(
-        hand_made=100 * float(1 - unexplained),
+        hand_made=100 * r2_score(test_z, guess, multioutput="variance_weighted"),
         three_directions=100 * float(pca.explained_variance_ratio_[:3].sum()),
         ink=100 * abs(float(np.corrcoef(test_p[:, 0], sums)[0, 1])),
-        knn_whitened=probe.knn_accuracy(train_w, images.train_y, (test_w, images.test_y))[0],
+        knn_whitened=probe.knn_accuracy(train_p, images.train_y, (test_p, images.test_y))[0],
     )
 
 
 @torch.no_grad()
 def own_task(f, images, group):
-    """The task of H-SSL, on 1,000 test images: for how many per cent is the nearest to one slot,
-    by cosine, another slot of the same image?  Positions: a neighbour."""
+    """The task of H-SSL, on 1,000 test images: for how many per cent of them is another slot of the
+    same image the nearest to one slot, by cosine?  Positions: a neighbour."""
     draws = HSSL(f.group, max_distance=1 if group == "trans" else None)
     x = images.test_x[:1000] / 255
     g0, g1, g2 = draws.draw(len(x), torch.Generator().manual_seed(0))
@@ -82,8 +83,11 @@ def few_labels(n, train_z, train_y, *tests, draws=5):
     return np.mean(found, 0).tolist()
 
 
-def measure(folder, data_dir):
-    """The numbers of the network in a run's folder: a dict."""
+def measure(folder, row, data_dir):
+    """The numbers of the network in a run's folder: a dict.  None if it is not read."""
+    training = arm(row).split(", ")[1]
+    if row["width"] == 1 and training not in TRAININGS[row["group"]]:  # all of `pooling` is narrow
+        return None
     f, classifier, image_group, images, config = probe.open_run(folder, data_dir)
     f.eval()
     classifier.eval()
@@ -93,55 +97,54 @@ def measure(folder, data_dir):
     train = probe.encode(f, classifier, images.train_x, *where)
     test = probe.encode(f, classifier, images.test_x, *where)
     changed = probe.encode(f, classifier, images.test_x, *where, image_group)
-    found = ink((train[1], test[1]), images)
+    found = dict(linear=row["linear_one"], knn=row["knn_one"])
+    found |= dict(bins=mean_over_g(row, "bins"), retrieval=mean_over_g(row, "retrieval"))
+    found |= components((train[1], test[1]), images)
     found["own_task"] = own_task(f, images, config["group"])
     for slots, i in (("one", 1), ("all", 2)):
         tests = [(z[i], images.test_y) for z in (test, changed)]
         for n in LABELS:
             as_is, on_changed = few_labels(n, train[i], images.train_y, *tests)
             found |= {f"{slots}_{n}": as_is, f"{slots}_changed_{n}": on_changed}
+        for more in ("", "_changed"):
+            found[f"{slots}{more}_{row['train_images']}"] = row[f"linear_{slots}{more}"]
     return found
 
 
-def finished(runs, *experiments):
-    """The finished runs of these experiments in a folder: (its folder, its row) of each."""
-    for name in sorted(os.listdir(runs)):
-        folder = os.path.join(runs, name)
-        path = os.path.join(folder, "result.json")
-        if name.split("-")[0] in experiments and os.path.exists(path):
-            with open(path) as file:
-                yield folder, json.load(file)
-
-
-def known(about, path):
-    """Whether a file has a line of the network with this arm, width and seed."""
+def has_line(path, about):
+    """Whether a file has a line with all that `about` says."""
     if not os.path.exists(path):
         return False
     with open(path) as file:
-        rows = list(map(json.loads, file))
-    return any(all(row[k] == about[k] for k in ("arm", "width", "seed")) for row in rows)
+        return any(about.items() <= json.loads(line).items() for line in file)
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+def main(doc, file, experiments, measure):
+    """This program, and where.py: a line of results/FILE for each network of these experiments.
+
+    measure  (its folder, its row, --data-dir) → a dict of numbers, or None"""
+    p = argparse.ArgumentParser(description=doc.split("\n\n")[0])
     p.add_argument("--data-dir", default="data", help="folder of the images (default data)")
     p.add_argument("--runs", default=os.path.join(ROOT, "runs"), help="folder of the runs")
     args = p.parse_args()
-    path = os.path.join(FOLDER, "riddle.jsonl")
-    for folder, row in finished(args.runs, "taught", "pooling"):
+    path = os.path.join(FOLDER, file)
+    asked = wanted(experiments, "cpu")
+    for name in sorted(os.listdir(args.runs)):
+        folder = os.path.join(args.runs, name)
+        result = os.path.join(folder, "result.json")
+        if not os.path.exists(result):
+            continue  # not finished
+        with open(result) as finished:
+            row = json.load(finished)
         about = dict(group=row["group"], arm=arm(row), width=row["width"], seed=row["seed"])
-        training = about["arm"].split(", ")[1]
-        wanted = about["width"] < 1 or training in TRAININGS[row["group"]]  # `pooling` is narrow
-        if not wanted or known(about, path):
+        if key(row) not in asked or has_line(path, about):
             continue
-        about |= dict(linear=row["linear_one"], knn=row["knn_one"])
-        for slots in ("one", "one_changed", "all", "all_changed"):
-            about[f"{slots}_{row['train_images']}"] = row[f"linear_{slots}"]
-        about |= dict(bins=mean_over_g(row, "bins"), retrieval=mean_over_g(row, "retrieval"))
-        with open(path, "a") as file:
-            file.write(json.dumps(about | measure(folder, args.data_dir)) + "\n")
-        print(about, flush=True)
+        found = measure(folder, row, args.data_dir)
+        if found:
+            with open(path, "a") as lines:
+                lines.write(json.dumps(about | found) + "\n")
+            print(about, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, "riddle.jsonl", ("taught", "pooling"), measure)

@@ -19,8 +19,8 @@ import pandas as pd
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from results import claims
-from results.claims import GROUPS, LOSSES, by_seed, difference, load
-from results.experiments import NOT_RUNS
+from results.claims import COLOURS, GROUPS, LOSSES, by_seed, difference, load
+from results.experiments import EXPERIMENTS, SIZES
 
 CIFAR = "CIFAR-10 (JPEG copy)"  # as our rows have it
 TINY = "Tiny ImageNet (100 images a class)"  # likewise
@@ -37,6 +37,7 @@ HEADS = {  # measure → the head of its column
     "invariance": "change under g",
     "equation1": "off Γ_g's prediction",
     "retrieval": "finds its copy",
+    "where": "the slot's share, %",
 }
 READ = list(HEADS)[:5]
 LEARNED = list(LOSSES.values())[:3]  # all but supervised
@@ -55,24 +56,28 @@ KINDS = [
     ("… with structure", "table2_cifar10", "cifar10", "scale", None),
 ]
 LABELS = (10, 100, 1000, 10000)
-SIZES = dict(rot=(1, 2, 3), scale=(1, 3, 5), trans=(1, 4, 16, 36))  # |g0| of Fig. 2 left
 
 
 # ---------------------------------------------------------------- small parts
 def markdown(heads, lines):
+    """A table; None without lines."""
+    if not lines:
+        return None
     lines = [heads, ["---"] * len(heads), *lines]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def number(value, measure, sign=""):
-    digits = 2 if measure in ("invariance", "equation1", "error") else 1
-    return "" if pd.isna(value) else f"{value:{sign}.{digits}f}".replace("-", "−")
+    digits = 2 if measure in ("invariance", "equation1", "error", "slope") else 1
+    return "–" if pd.isna(value) else f"{value:{sign}.{digits}f}".replace("-", "−")
 
 
 def spread(values, measure):
     """Mean ± standard deviation of a Series over seeds; one number for one seed, "" for none."""
-    mean = number(values.mean(), measure)
-    return mean if values.count() < 2 else f"{mean} ± {number(values.std(), measure)}"
+    if not len(values):
+        return ""
+    mean = number(values.mean(skipna=False), measure)
+    return mean if len(values) < 2 else f"{mean} ± {number(values.std(skipna=False), measure)}"
 
 
 def span(found, measure):
@@ -162,7 +167,9 @@ def answers():
 def primary():
     """The primary claims, with every row of CLAIMS.md that is tested."""
     lines, tested = [], claims.primary()
-    for name, title in claims.claims_page()[1].items() if tested else ():
+    if not tested:
+        return None
+    for name, title in claims.claims_page()[1].items():
         result, rows = tested.get(name, ("waits for its runs", ()))
         lines.append([f"**{name}. {title}**", "", "", "", f"**{result}**"])
         for row in rows:
@@ -172,7 +179,7 @@ def primary():
             means = f"{number(row['mean_a'], m)}, {number(row['mean_b'], m)}"
             lines.append([what, means, signed(row, m), row["asked"], row["result"]])
     heads = ["", "means", "a − b, 99 % interval", "asked", "result"]
-    return markdown(heads, lines) if lines else None
+    return markdown(heads, lines)
 
 
 # ---------------------------------------------------------------- the tables
@@ -196,12 +203,12 @@ def negatives():
 
 
 def added():
-    """What slots add to an untrained network, to negatives alone, and to jitter."""
+    """What slots add to an untrained network, and to jitter."""
     frame, lines = load("taught"), []
     measures = ("top1", "linear_one", "linear_one_changed", "linear_all_changed", "knn_one")
     names = {**GROUPS, "trans": "any two positions"}.items()
     pairs = []
-    for b, more in (("untrained", ""), ("negatives alone", ""), ("jitter alone", " + jitter")):
+    for b, more in (("untrained", ""), ("jitter alone", " + jitter")):
         pairs += [(g, name, "H-SSL" + more, b) for g, name in names]
         pairs += [("trans", "neighbours", "near" + more, b)]
     for group, name, a, b in pairs:
@@ -209,32 +216,31 @@ def added():
         if all(found):
             cells = [signed(d, m) for d, m in zip(found, measures)]
             lines.append([f"{name}: {a.replace('near', 'H-SSL')} − {b}", *cells])
-    return markdown(["a − b", *(HEADS[m] for m in measures)], lines) if lines else None
+    return markdown(["a − b", *(HEADS[m] for m in measures)], lines)
+
+
+def by_slots():
+    """The runs of positions of which where.py has measured the slot's share, with it."""
+    frame, features = load("taught", "draw"), networks("where")
+    if frame.empty or features.empty:
+        return pd.DataFrame()
+    return frame.merge(features[["arm", "seed", "where"]])
 
 
 def draw():
-    """Positions: how much of the features is their slot, and what is read.  Slots are drawn for
-    each image, or once for all images of a batch.  Only printed."""
-    frame, features, lines = load("taught", "draw"), networks("where"), []
-    if features.empty or frame.empty:
-        return None
-    measures = ("top1", "linear_all", "linear_all_changed")
-    for name in claims.ORDER:
-        arms = [f"trans, {name}", f"trans, {name}, one draw"]
-        arms = [arm for arm in arms if len(by_seed(features, "where", arm))]
-        if arms:
-            cells = [" · ".join(spread(by_seed(features, "where", arm), "where") for arm in arms)]
-            for m in measures:
-                cells.append(" · ".join(spread(by_seed(frame, m, arm), m) for arm in arms))
-            seeds = " · ".join(str(len(by_seed(frame, "top1", arm))) for arm in arms)
-            lines.append([named(arms[0]), *cells, seeds])
-    heads = [
-        "for each image · one draw",
-        "the slot's share, %",
-        *(HEADS[m] for m in measures),
-        "seeds",
-    ]
-    return markdown(heads, lines) if lines else None
+    """Positions: the slot's share of the features, and what is read.  Slots are drawn for each
+    image, or once for all images of a batch.  Only printed."""
+    frame, lines = by_slots(), []
+    measures = ("where", "top1", "linear_all", "linear_all_changed")
+    for name in COLOURS if len(frame) else ():
+        both = [frame[frame["arm"] == f"trans, {name}{more}"] for more in ("", ", one draw")]
+        both = [runs for runs in both if len(runs)]
+        if both:
+            cells = [" · ".join(spread(runs[m], m) for runs in both) for m in measures]
+            seeds = " · ".join(str(len(runs)) for runs in both)
+            lines.append([named(f"trans, {name}"), *cells, seeds])
+    heads = ["for each image · one draw", *(HEADS[m] for m in measures), "seeds"]
+    return markdown(heads, lines)
 
 
 def draw_picture():
@@ -261,9 +267,10 @@ def front():
 
 def by_epsilon():
     """Each ε of which all three networks have runs, 0 with them: {ε: {loss: its rows}}."""
-    frame, found = load("knob"), {}
-    exact = load("taught").assign(epsilon=0.0)
-    for epsilon, rows in pd.concat([exact, frame]).groupby("epsilon") if len(frame) else ():
+    found = {}
+    if load("knob").empty:
+        return found
+    for epsilon, rows in load("taught", "knob").groupby("epsilon"):
         ending = f", epsilon {epsilon:g}" if epsilon else ""
         arms = {name: rows[rows["arm"] == f"rot, {name}{ending}"] for name in LEARNED}
         if all(map(len, arms.values())):
@@ -279,7 +286,7 @@ def knob():
         cells = [" · ".join(spread(runs[m], m) for runs in arms.values()) for m in measures]
         lines.append([f"ε = {epsilon:g}", *cells, min(map(len, arms.values()))])
     heads = [" · ".join(LEARNED), *(HEADS[m] for m in measures), "seeds"]
-    return markdown(heads, lines) if lines else None
+    return markdown(heads, lines)
 
 
 def knob_picture():
@@ -332,7 +339,7 @@ def published():
         lines.append([title, images(rows), cells[0], free, *cells[1:], len(rows)])
     heads = ["top-1, %", "images × epochs", "untrained", "untrained, all slots (linear)"]
     heads += [*list(LOSSES.values())[1:], "seeds"]
-    return markdown(heads, lines) if lines else None
+    return markdown(heads, lines)
 
 
 def slopes(frame, group):
@@ -354,11 +361,11 @@ def bundle():
                 arm = f"{group}, untrained"
                 free = [spread(by_seed(before, m, arm), m) for m in ("top1", "linear_all")]
                 sizes = ", ".join(f"{n}: {number(v, 'top1')}" for n, v in curves.mean().items())
-                found = dict(zip(("mean", "low", "high"), claims.interval(slope)))
                 title = f"{DATA[frame['dataset'].iloc[0]]}, {spelled}"
-                lines.append([title, *free, sizes, signed(found, "error"), len(curves)])
+                found = signed(claims.interval(slope), "slope")
+                lines.append([title, *free, sizes, found, len(curves)])
     heads = ["", "untrained, top-1", "untrained, all slots (linear)", "top-1 at each size of g0"]
-    return markdown([*heads, "points for each doubling", "seeds"], lines) if lines else None
+    return markdown([*heads, "points for each doubling", "seeds"], lines)
 
 
 def distance():
@@ -370,14 +377,14 @@ def distance():
 def networks(name):
     """What riddle.py ("riddle" or "few") or where.py ("where") measured in networks, sorted; empty
     if there is nothing."""
-    name_of_file = "where" if name == "where" else "riddle"
-    path = os.path.join(claims.FOLDER, f"{name_of_file}.jsonl")
+    file = "where.jsonl" if name == "where" else "riddle.jsonl"
+    path = os.path.join(claims.FOLDER, file)
     if not os.path.exists(path):
         return pd.DataFrame()
 
     def place(row):
         group, training, *more = row["arm"].split(", ")
-        return list(GROUPS).index(group), -row["width"], more, claims.ORDER.index(training)
+        return list(GROUPS).index(group), -row["width"], more, list(COLOURS).index(training)
 
     with open(path) as file:
         frame = pd.DataFrame(sorted(map(json.loads, file), key=place))
@@ -415,6 +422,23 @@ def few():
     return markdown(["labels", *heads, "seeds"], lines) if lines else None
 
 
+def gains():
+    """What training adds to pooling without training, by labels: all slots, changed digits."""
+    frame, lines = networks("few"), []
+    kinds = {"turns, extent 1": ("rot", ""), "turns, extent 4": ("rot", ", extent 4")}
+    for title, (group, ending) in (kinds | {"positions": ("trans", "")}).items():
+        near = "near" if group == "trans" else "H-SSL"
+        for n in (100, 10000):
+            free = f"{group}, untrained{ending}"
+            arms = [f"{group}, {a}{ending}" for a in (near, "jitter alone", f"{near} + jitter")]
+            found = [difference(frame, f"all_changed_{n}", arm, free) for arm in arms]
+            if all(found):
+                cells = [signed(d, "top1") for d in found]
+                lines.append([title, f"{n:,}", *cells, min(d["seeds"] for d in found)])
+    heads = ("H-SSL (positions: neighbours)", "jitter alone", "H-SSL + jitter", "seeds")
+    return markdown(["all slots, changed", "labels", *heads], lines)
+
+
 def audit():
     """How often counts find the changed copy, by group and augmentation (results/audit.py)."""
     path = os.path.join(claims.FOLDER, "audit.jsonl")
@@ -447,17 +471,26 @@ def bench():
 
 def spent():
     """How many runs are behind the page, and their hours."""
-    names = [name[:-6] for name in sorted(os.listdir(claims.FOLDER)) if name.endswith(".jsonl")]
-    every = pd.concat([load(name) for name in names if name not in NOT_RUNS])
+    every = load(*EXPERIMENTS, "table1")
     every = every.drop_duplicates(["dataset", "arm", "seed", "epochs", "top1"])
     seconds = every["cpu_seconds"].fillna(every["train_seconds"]).sum()  # older rows have both
     return f"{len(every)} runs, about {seconds / 3600:.0f} hours, most of them with one CPU thread"
 
 
-ON_THE_PAGE = (answers, primary, taught, added, negatives, audit, riddle, draw_picture)
-ON_THE_PAGE += (few_picture, knob_picture, minute, published, distance, bundle, bench, spent)
-ONLY_PRINTED = (front, draw, few, pooling, knob, nearer)
-TABLES = {table.__name__: table for table in ON_THE_PAGE + ONLY_PRINTED}
+TABLES = (answers, primary, taught, added, negatives, audit, riddle, draw_picture)
+TABLES += (
+    few_picture,
+    gains,
+    knob_picture,
+    minute,
+    published,
+    distance,
+    bundle,
+    bench,
+    spent,
+)  # on the page
+TABLES += (front, draw, few, pooling, knob, nearer)  # only printed
+TABLES = {table.__name__: table for table in TABLES}
 
 
 # ---------------------------------------------------------------- the page
@@ -493,10 +526,9 @@ def page():
         sections = file.read().split("\n## ")
     kept = []
     for section in sections:
-        lines = {line: filled(line) for line in section.split("\n") if "{" in line}
-        if all(new for line, new in lines.items() if re.fullmatch(r"\{\w+\}", line)):
-            new = [lines.get(line, line) for line in section.split("\n")]
-            kept.append("\n".join(line for line in new if line is not None))
+        lines = [(line, filled(line)) for line in section.split("\n")]
+        if all(new for line, new in lines if re.fullmatch(r"\{\w+\}", line)):
+            kept.append("\n".join(new for _, new in lines if new is not None))
     return re.sub(r"\n{3,}", "\n\n", "\n## ".join(kept))
 
 

@@ -8,8 +8,6 @@ average, and what differs from slot to slot comes from the border.  Reads the ne
 results/run.py has trained for `taught` and `draw`.  A network that has a line is not read again.
 """
 
-import argparse
-import json
 import os
 import sys
 
@@ -18,8 +16,7 @@ import torch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import probe
-from results.claims import FOLDER, arm
-from results.riddle import finished, known
+from results.riddle import main
 
 
 def rolled(x, generator):
@@ -36,31 +33,24 @@ def explained(z):
     return 100 * float((of_slots / whole)[whole > 0].mean())
 
 
-@torch.no_grad()
-def measure(f, x):
-    """`explained`, for the slots of a network f and images (B, C_in, H, W)."""
+def share(f, x):
+    """`explained` for the slots of a network f, over images x (B, C_in, H, W)."""
     x = rolled(x, torch.Generator().manual_seed(0))
-    return explained(torch.cat([f(part).flatten(2) for part in x.split(250)]))
+    with torch.no_grad():
+        z = torch.cat([f(part).flatten(2) for part in x.split(250)])  # (B, C, |G|)
+    return explained(z)
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("--data-dir", default="data", help="folder of the images (default data)")
-    p.add_argument("--runs", default=os.path.join(ROOT, "runs"), help="folder of the runs")
-    args = p.parse_args()
-    path = os.path.join(FOLDER, "where.jsonl")
-    for folder, row in finished(args.runs, "taught", "draw"):
-        about = dict(group=row["group"], arm=arm(row), width=row["width"], seed=row["seed"])
-        if row["group"] != "trans" or known(about, path):
-            continue
-        f, classifier, _, images, _ = probe.open_run(folder, args.data_dir)
-        f.eval()
-        probe.feed(f, classifier, images.train_x, torch.device("cpu"))
-        about["where"] = measure(f, images.test_x[:1000] / 255)
-        with open(path, "a") as file:
-            file.write(json.dumps(about) + "\n")
-        print(about, flush=True)
+def measure(folder, row, data_dir):
+    """The slot's share in the network of a run's folder: a dict.  None if it has no positions."""
+    if row["group"] != "trans":
+        return None
+    f, classifier, _, images, _ = probe.open_run(folder, data_dir)
+    f.eval()
+    classifier.eval()
+    probe.feed(f, classifier, images.train_x, torch.device("cpu"))
+    return dict(where=share(f, images.test_x[:1000] / 255))
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, "where.jsonl", ("taught", "draw"), measure)

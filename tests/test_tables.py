@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -14,9 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from matplotlib import pyplot as plt
 from scipy.stats import ttest_rel
 
-from results import claims, run, tables
+from results import claims, pictures, run, tables
 
 KINDS = [
     f"{kind}_{slots}{x}"
@@ -124,37 +126,45 @@ def test_the_front_page_shows_what_the_rows_say():
         top1 = claims.by_seed(claims.load("minute"), "top1", f"scale, {arm}")
         assert tables.spread(top1, "top1") in page, arm
     shares = tables.networks("where").groupby("arm")["where"].mean()
-    for arm in ("A-SSL", "jitter alone", "near", "H-SSL", "untrained", "A-SSL, one draw"):
-        assert f" {shares[f'trans, {arm}']:.0f} %" in page, arm
+    arms = ("A-SSL", "jitter alone", "near", "H-SSL", "untrained", "A-SSL, one draw")
+    numbers = [f"{shares[f'trans, {arm}']:.0f} %" for arm in arms]
+    told = page[page.index("The slot's share of its features is") :]
+    assert re.findall(r"\d+ %", told)[:6] == numbers
 
 
-def test_a_page_of_all_runs_and_of_none(folder):
-    for name in ("taught", "bundle"):
-        (folder / f"{name}.jsonl").unlink(missing_ok=True)
-    shutil.copy(os.path.join(ROOT, "results", "table1.jsonl"), folder)
-    none = tables.page()
+def every_row(folder):
+    """Rows of all experiments, made up, and what else the page needs, as it is committed."""
     made_up(folder)
-    numbers = {f"{m}_{n}": 80.0 for m in ("one", "all_changed") for n in tables.LABELS}
-    numbers |= dict(own_task=90.0, ink=95.0, knn_whitened=80.0)
-    networks = [
-        numbers | dict(group=group, arm=f"{group}, {loss}", width=width, seed=seed)
-        for group in ("rot", "scale")
-        for loss in ("untrained", "H-SSL")
-        for width in (0.5, 1)
-        for seed in (10, 11)
-    ]
-    (folder / "riddle.jsonl").write_text("".join(json.dumps(row) + "\n" for row in networks))
-    for name in ("audit", "where"):
+    for name in ("audit", "riddle", "where", "table1"):
         shutil.copy(os.path.join(ROOT, "results", f"{name}.jsonl"), folder)
     steps = dict(machine="one", heads=["H-SSL"], processes=dict(one=1.0))
     steps["rows"] = [dict(what="MNIST", speed={"H-SSL": 1000.0}, ratio=1.9)] * 4
     (folder / "bench.json").write_text(json.dumps(steps))
+
+
+def test_a_page_of_all_runs_has_every_line_and_one_of_none_has_no_gap(folder):
+    shutil.copy(os.path.join(ROOT, "results", "table1.jsonl"), folder)
+    none = tables.page()
+    every_row(folder)
     every = tables.page()
-    assert "{" not in none + every and "nan" not in every
-    assert every.count("\n## ") == (folder / "ABOUT.md").read_text().count("\n## ")
+    template = (folder / "ABOUT.md").read_text().splitlines()[1:]
+    assert [line for line in template if tables.filled(line) is None] == []  # no misspelt arm
+    assert "{" not in none + every and "nan" not in every and " to )" not in every
     assert "## What a group teaches" in every and "What a group teaches" not in none
     assert len(every.splitlines()) <= 295 and none.count("not tested here") == 15
-    assert "Bonferroni" not in every and "not run" not in none + every
+
+
+@pytest.mark.slow
+def test_every_picture_is_drawn_of_all_runs(folder):
+    every_row(folder)
+    for draw in pictures.PICTURES.values():
+        assert draw().axes
+        plt.close("all")
+
+
+def test_a_new_flag_does_not_ask_for_the_committed_runs_again():
+    done = {run.key(row) for _, row in run.rows()}
+    assert set(run.wanted(["taught", "knob", "table2", "pooling"], "cpu")) <= done
 
 
 def test_every_number_of_a_table_is_a_mean_over_seeds(folder):

@@ -35,4 +35,4 @@ def test_a_network_knows_its_slots_by_its_border_alone(border, least, most):
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(1, 16, 5, padding=2, padding_mode=border, bias=False)
     x = 0.5 + blobs(500, 29, dtype=torch.float32)  # no black border of their own
-    assert least <= where.measure(conv, x) <= most
+    assert least <= where.share(conv, x) <= most
