@@ -4,11 +4,8 @@
     show.grid([[x, y]], titles=["before", "after"])  # a row of maps
     show.check("shift_base", mine, right)            # right, wrong, or not written yet
 
-Turns, views and losses never share a colour.  Seeds have markers and no colour of their own.
+Turns, views and losses (results/claims.py) never share a colour.
 """
-
-import json
-from pathlib import Path
 
 import torch
 from matplotlib import pyplot as plt
@@ -17,16 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 TURNS = ["#3366cc", "#e6a700", "#2e9e5b", "#d1352b"]  # slot or element 0°, 90°, 180°, 270°
 VIEWS = ["#8e24aa", "#ff5fa2"]  # g1 and g2 of a pair
-LOSSES = {
-    "untrained": "#9a9a9a",
-    "negatives alone": "#b88bc4",
-    "A-SSL": "#007c91",
-    "H-SSL": "#a0522d",
-    "jitter": "#94a323",
-    "jitter + slots": "#50590f",
-}
 ERROR, NULL = "#222222", "#b5b5b5"  # the error of Eq. 1, and its null: 1
-SEEDS = ["o", "s", "^", "D", "v"]  # markers
 
 plt.rcParams.update(
     {
@@ -173,25 +161,3 @@ def fed(module, inputs):
     with torch.no_grad():
         module.train()(inputs)
     return module.eval()
-
-
-def taught(root):
-    """The runs of results/taught.jsonl, by group and arm: {("rot", "jitter"): [row, ...], ...}.
-
-    root  the folder of the repository, a Path
-    Arms: untrained, H-SSL, A-SSL; jitter + slots, jitter + A-SSL; both views from the same slot:
-    jitter (alone), and without jitter "negatives alone".  ", near": only neighbours are compared.
-    {} if there are no runs yet."""
-    path = Path(root) / "results" / "taught.jsonl"
-    arms = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        row = json.loads(line)
-        arm = {"frozen": "untrained", "hssl": "H-SSL", "assl": "A-SSL"}[row["loss"]]
-        if row["augment"] == "jitter":
-            arm = "jitter + slots" if arm == "H-SSL" else f"jitter + {arm}"
-        if row["max_distance"] == 0:
-            arm = "jitter" if row["augment"] == "jitter" else "negatives alone"
-        elif row["max_distance"] is not None:
-            arm += ", near"
-        arms.setdefault((row["group"], arm), []).append(row)
-    return arms
