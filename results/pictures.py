@@ -1,6 +1,7 @@
 """The pictures of results/README.md, from results/*.jsonl:  python results/pictures.py [NAME ...]
 
-A picture whose runs do not exist is left out.  Dots are seeds, lines and rings their means.
+A picture whose runs do not exist is left out.  Dots are seeds, and lines and | their means; rings
+are digits changed by g, or the paper's numbers.
 """
 
 import os
@@ -96,7 +97,7 @@ def knob():
         ax.set_xlabel("ε: how much Eq. 1 is broken")
     axes[0, 1].legend()
     figure.suptitle(
-        "Eq. 1 broken by ε: A-SSL finds more copies; at small ε, pooled, H-SSL reads more"
+        "Eq. 1 broken by ε: A-SSL finds more copies; at small ε H-SSL reads more from all slots"
     )
     return figure
 
@@ -125,7 +126,7 @@ def published():
     ax.set(yticks=range(len(kinds)), yticklabels=names)
     ax.set_xlabel("top-1 over untrained, points (rows: images × epochs)")
     ax.set_ylim(len(kinds) - 0.5, -0.5)
-    figure.suptitle("What training adds to top-1: ● here, ○ in the paper")
+    figure.suptitle("What training adds to top-1: ● a seed here, | their mean, ○ the paper")
     ax.legend()
     return figure
 
@@ -158,7 +159,7 @@ def distance():
     lines = axes[0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", ncols=len(lines[0]))
     figure.suptitle(
-        "Positions: H-SSL learns more from near views; most runs read fewer shifted digits"
+        "H-SSL learns more from near views; most runs read fewer shifted digits than untrained"
     )
     return figure
 
@@ -250,7 +251,7 @@ def draw():
         ax.grid(color="0.92")
     axes[0].set_ylabel("linear, all slots, shifted digits, %")
     figure.legend(loc="outside right center")
-    figure.suptitle("Positions: drawn for each image, the slot is what A-SSL learns")
+    figure.suptitle("Positions: if each image has its own slot, A-SSL learns which one")
     return figure
 
 

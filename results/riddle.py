@@ -45,7 +45,7 @@ def components(one, images):
     by_hand = make_pipeline(StandardScaler(), LinearRegression()).fit(train_s, train_z)
     guess = by_hand.predict(test_s)
     pca = PCA(min(64, train_z.shape[1])).fit(train_z)
-    size = pca.explained_variance_**0.5 + 1e-9  # so that a channel of rounding errors stays small
+    size = pca.explained_variance_**0.5 + 1e-9  # not 0
     train_p, test_p = (torch.from_numpy(pca.transform(z) / size) for z in (train_z, test_z))
     sums = images.test_x.sum((1, 2, 3)).double()
     return dict(

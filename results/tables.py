@@ -3,7 +3,7 @@
     python results/tables.py            # write the page
     python results/tables.py taught     # print one table
 
-In ABOUT.md {taught} is a table, {taught | top1 | rot, H-SSL} a mean over seeds, and
+In ABOUT.md {taught} is a table (or a text), {taught | top1 | rot, H-SSL} a mean over seeds, and
 {taught | top1 | rot, A-SSL | rot, H-SSL} both means and the 95 % interval of their difference; with
 another | − it is only the difference.  {draw taught | …} looks in the runs of both.  A line with a
 number whose runs do not exist is left out; so is a whole section if its table does not exist.
@@ -216,7 +216,7 @@ def added():
         if all(found):
             cells = [signed(d, m) for d, m in zip(found, measures)]
             lines.append([f"{name}: {a.replace('near', 'H-SSL')} − {b}", *cells])
-    return markdown(["a − b", *(HEADS[m] for m in measures)], lines)
+    return markdown(["in points: a − b", *(HEADS[m] for m in measures)], lines)
 
 
 def by_slots():
@@ -377,8 +377,7 @@ def distance():
 def networks(name):
     """What riddle.py ("riddle" or "few") or where.py ("where") measured in networks, sorted; empty
     if there is nothing."""
-    file = "where.jsonl" if name == "where" else "riddle.jsonl"
-    path = os.path.join(claims.FOLDER, file)
+    path = os.path.join(claims.FOLDER, f"{'where' if name == 'where' else 'riddle'}.jsonl")
     if not os.path.exists(path):
         return pd.DataFrame()
 
@@ -426,7 +425,9 @@ def gains():
     """What training adds to pooling without training, by labels: all slots, changed digits."""
     frame, lines = networks("few"), []
     kinds = {"turns, extent 1": ("rot", ""), "turns, extent 4": ("rot", ", extent 4")}
-    for title, (group, ending) in (kinds | {"positions": ("trans", "")}).items():
+    for title, (group, ending) in (
+        kinds | {"positions (H-SSL: neighbours)": ("trans", "")}
+    ).items():
         near = "near" if group == "trans" else "H-SSL"
         for n in (100, 10000):
             free = f"{group}, untrained{ending}"
@@ -435,7 +436,7 @@ def gains():
             if all(found):
                 cells = [signed(d, "top1") for d in found]
                 lines.append([title, f"{n:,}", *cells, min(d["seeds"] for d in found)])
-    heads = ("H-SSL (positions: neighbours)", "jitter alone", "H-SSL + jitter", "seeds")
+    heads = ("H-SSL", "jitter alone", "H-SSL + jitter", "seeds")
     return markdown(["all slots, changed", "labels", *heads], lines)
 
 
@@ -477,20 +478,10 @@ def spent():
     return f"{len(every)} runs, about {seconds / 3600:.0f} hours, most of them with one CPU thread"
 
 
-TABLES = (answers, primary, taught, added, negatives, audit, riddle, draw_picture)
-TABLES += (
-    few_picture,
-    gains,
-    knob_picture,
-    minute,
-    published,
-    distance,
-    bundle,
-    bench,
-    spent,
-)  # on the page
-TABLES += (front, draw, few, pooling, knob, nearer)  # only printed
-TABLES = {table.__name__: table for table in TABLES}
+PAGE = (answers, primary, taught, added, negatives, audit, riddle, draw_picture, few_picture)
+PAGE += (gains, knob_picture, minute, published, distance, bundle, bench, spent)
+PRINTED = (front, draw, few, pooling, knob, nearer)
+TABLES = {table.__name__: table for table in PAGE + PRINTED}
 
 
 # ---------------------------------------------------------------- the page
