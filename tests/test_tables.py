@@ -128,7 +128,7 @@ def test_the_front_page_shows_what_the_rows_say():
     shares = tables.networks("where").groupby("arm")["where"].mean()
     arms = ("A-SSL", "jitter alone", "near", "H-SSL", "untrained", "A-SSL, one draw")
     numbers = [f"{shares[f'trans, {arm}']:.0f}" for arm in arms]
-    told = page[page.index("The slot's share of its features is") :]
+    told = page[page.index("The slot's share of its features") :]
     assert re.findall(r"\d+", told)[:6] == numbers
 
 
