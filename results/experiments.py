@@ -157,7 +157,13 @@ EXPERIMENTS = {
         *each(EIGHTH + "--group {group} {arm}", arm=LEARN, group=GROUPS),
         *each(EIGHTH + "--group trans {arm}", arm=(ALONE, PLAIN + NEAR, JITTER + NEAR)),
     )
-    + arms(*each(EIGHTH + "--group {group} " + LABELS, group=GROUPS), seeds=THREE),
+    + arms(*each(EIGHTH + "--group {group} " + LABELS, group=GROUPS), seeds=THREE)
+    # added when turns had gained 14 points on two seeds: what do they gain over the nulls?
+    + arms(
+        *each(EIGHTH + "--group {group} " + PLAIN + TWICE, group=GROUPS),
+        *each(EIGHTH + "--group {group} " + ALONE, group=GROUPS[:2]),
+        seeds=THREE,
+    ),
     "table2_cifar10": arms(
         *each(
             SIXTEENTH + "--backbone cnn {arm}",

@@ -64,6 +64,11 @@ def taught():
     return columns_of_dots(parts, title)
 
 
+def cifar():
+    parts = {GROUPS[g]: rows for g, rows in load("cifar10").groupby("group", sort=False)}
+    return columns_of_dots(parts, "CIFAR-10, an eighth of the width: turns and scales teach most")
+
+
 def minute():
     parts = {"10,000 digits, 9 epochs": load("nearer"), "60,000 digits, 1 epoch": load("minute")}
     parts = {name: frame for name, frame in parts.items() if not frame.empty}
@@ -255,7 +260,7 @@ def draw():
     return figure
 
 
-PICTURES = (taught, minute, knob, published, distance, riddle, few, draw)
+PICTURES = (taught, minute, knob, published, cifar, distance, riddle, few, draw)
 PICTURES = {picture.__name__: picture for picture in PICTURES}
 
 if __name__ == "__main__":

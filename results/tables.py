@@ -342,6 +342,17 @@ def published():
     return markdown(heads, lines)
 
 
+def cifar():
+    """CIFAR-10: what is read.  Only printed."""
+    return read_outs([*READ, "knn_one", "knn_one_changed"], "cifar10")
+
+
+def cifar_picture():
+    """The picture that pictures.py draws of the same."""
+    if len(load("cifar10")):
+        return "![CIFAR-10: linear classifiers on one slot and on all, for three groups](cifar.png)"
+
+
 def slopes(frame, group):
     """Fig. 2 left: top-1 (a row for each seed, a column for each |g0|), and the seeds' slopes, in
     points for each doubling of |g0|."""
@@ -479,8 +490,8 @@ def spent():
 
 
 PAGE = (answers, primary, taught, added, negatives, audit, riddle, draw_picture, few_picture)
-PAGE += (gains, knob_picture, minute, published, distance, bundle, bench, spent)
-PRINTED = (front, draw, few, pooling, knob, nearer)
+PAGE += (gains, knob_picture, minute, published, cifar_picture, distance, bundle, bench, spent)
+PRINTED = (front, draw, few, pooling, knob, nearer, cifar)
 TABLES = {table.__name__: table for table in PAGE + PRINTED}
 
 
