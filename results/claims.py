@@ -16,6 +16,7 @@ from scipy.stats import t as student
 
 from probe import CHANGE, mean_over_g
 from results.experiments import SEEDS
+from results.run import DEFAULTS
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 LEVEL = 0.99  # of the intervals of the primary claims
@@ -35,7 +36,6 @@ COLOURS = {  # of what a run trains with, in the order of tables; nothing else h
     "A-SSL + jitter": "#6fb3c0",
     "supervised": "black",
 }
-OLDER = dict(augment="none", draw="image", extent=1, pairs="own")  # older rows have none of these
 
 
 # ---------------------------------------------------------------- rows
@@ -49,7 +49,7 @@ def load(*names):
         path = os.path.join(FOLDER, f"{name}.jsonl")
         if os.path.exists(path):
             with open(path) as file:
-                rows += [OLDER | json.loads(line) | dict(experiment=name) for line in file]
+                rows += [DEFAULTS | json.loads(line) | dict(experiment=name) for line in file]
     for row in rows:
         row["arm"] = arm(row)
         row["error"] = mean_over_g(row, "error") if "equation1" in row else None
@@ -74,7 +74,7 @@ def loss_name(row):
 
 def arm(row):
     """A run's short name: group, network, `loss_name`, and what differs from the usual."""
-    row = OLDER | row
+    row = DEFAULTS | row  # older rows lack newer flags
     name = [row["group"]]
     if row["backbone"] != "equivariant":
         name.append(row["backbone"])

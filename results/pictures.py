@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from results import claims, tables
 from results.claims import COLOURS, GROUPS, LOSSES, by_seed, load
-from results.tables import LABELS
+from results.tables import LABELS, RIDDLE
 
 plt.rcParams.update({"font.size": 10, "axes.titlesize": 11, "figure.titlesize": 12})
 plt.rcParams.update({"legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9})
@@ -64,9 +64,11 @@ def taught():
     return columns_of_dots(parts, title)
 
 
-def cifar():
+def cifar10():
     parts = {GROUPS[g]: rows for g, rows in load("cifar10").groupby("group", sort=False)}
-    return columns_of_dots(parts, "CIFAR-10, an eighth of the width: turns and scales teach most")
+    return columns_of_dots(
+        parts, "CIFAR-10, an eighth of the width: with H-SSL turns and scales teach most"
+    )
 
 
 def minute():
@@ -171,26 +173,15 @@ def distance():
 
 def riddle():
     frame = tables.networks("riddle")
-    labels = {
-        "bins": "grey bins find copy",
-        "retrieval": "f finds copy",
-        "own_task": "own task",
-        "hand_made": "hand-made numbers",
-        "three_directions": "three directions",
-        "ink": "ink",
-        "knn": "kNN",
-        "knn_whitened": "kNN, whitened",
-        "linear": "linear",
-    }
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.4), sharey=True)
     for ax, (group, part) in zip(axes, frame.groupby("group", sort=False)):
         for i, (name, rows) in enumerate(part.groupby("arm", sort=False)):
             loss = name.split(", ")[1]
-            x = np.arange(len(labels)) + 0.15 * (i - 1.5)
-            values = rows[list(labels)].T  # a line for each measure, a column for each seed
+            x = np.arange(len(RIDDLE)) + 0.15 * (i - 1.5)
+            values = rows[list(RIDDLE)].T  # a line for each measure, a column for each seed
             label = spelled(loss)
             ax.plot(x, values, "o", color=COLOURS[loss], ms=4, label=label)
-        ax.set_xticks(range(len(labels)), labels.values(), rotation=45, ha="right")
+        ax.set_xticks(range(len(RIDDLE)), RIDDLE.values(), rotation=45, ha="right")
         ax.set(title=GROUPS[group], ylim=(-3, 103))
         ax.grid(axis="y", color="0.92")
     axes[0].set_ylabel("per cent")
@@ -260,14 +251,13 @@ def draw():
     return figure
 
 
-PICTURES = (taught, minute, knob, published, cifar, distance, riddle, few, draw)
+PICTURES = (taught, minute, knob, published, cifar10, distance, riddle, few, draw)
 PICTURES = {picture.__name__: picture for picture in PICTURES}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or PICTURES:
         if name not in PICTURES:
             sys.exit(f"pictures.py: no picture is called {name}: take {', '.join(PICTURES)}")
-        shown = f"{name}_picture" if f"{name}_picture" in tables.TABLES else name
-        if tables.TABLES[shown]():  # what stands beside it on the page
+        if tables.table(name):
             PICTURES[name]().savefig(os.path.join(claims.FOLDER, f"{name}.png"), dpi=100)
             print(f"{name}.png")

@@ -6,7 +6,8 @@
 In ABOUT.md {taught} is a table (or a text), {taught | top1 | rot, H-SSL} a mean over seeds, and
 {taught | top1 | rot, A-SSL | rot, H-SSL} both means and the 95 % interval of their difference; with
 another | − it is only the difference.  {draw taught | …} looks in the runs of both.  A line with a
-number whose runs do not exist is left out; so is a whole section if its table does not exist.
+number or a picture whose runs do not exist is left out; so is a whole section if its first table or
+picture is.
 """
 
 import json
@@ -37,7 +38,7 @@ HEADS = {  # measure → the head of its column
     "invariance": "change under g",
     "equation1": "off Γ_g's prediction",
     "retrieval": "finds its copy",
-    "where": "the slot's share, %",
+    "where": "the slot's share, %",  # of networks that were kept, so not in a run's line
 }
 READ = list(HEADS)[:5]
 LEARNED = list(LOSSES.values())[:3]  # all but supervised
@@ -56,6 +57,17 @@ KINDS = [
     ("… with structure", "table2_cifar10", "cifar10", "scale", None),
 ]
 LABELS = (10, 100, 1000, 10000)
+RIDDLE = {  # measure of riddle.py → its name
+    "bins": "grey bins find copy",
+    "retrieval": "f finds copy",
+    "own_task": "own task",
+    "hand_made": "hand-made numbers",
+    "three_directions": "three directions",
+    "ink": "ink",
+    "knn": "kNN",
+    "knn_whitened": "kNN, whitened",
+    "linear": "linear",
+}
 
 
 # ---------------------------------------------------------------- small parts
@@ -243,12 +255,6 @@ def draw():
     return markdown(heads, lines)
 
 
-def draw_picture():
-    """The picture that pictures.py draws of the same."""
-    if draw():
-        return "![What the slot explains, and what is read on shifted digits](draw.png)"
-
-
 def front():
     """The table of the front page: what a linear classifier reads."""
     frame, lines = load("taught"), []
@@ -289,24 +295,8 @@ def knob():
     return markdown(heads, lines)
 
 
-def knob_picture():
-    """The picture that pictures.py draws of the knob."""
-    if by_epsilon():
-        return "![What happens to both losses when Eq. 1 is broken](knob.png)"
-
-
-def pooling():
-    """Turns, narrower, with extent 1 and 4.  Only printed."""
-    return read_outs([*READ, "knn_one", "knn_one_changed"], "pooling")
-
-
-def nearer():
-    """Scale with 3 functions and the maximum, 10,000 digits.  Only printed."""
-    return read_outs([*READ, "error", "invariance"], "nearer")
-
-
 def minute():
-    """The same network, one epoch of all 60,000 digits."""
+    """Scale with 3 functions and the maximum, one epoch of all 60,000 digits."""
     return read_outs([*READ, "error", "invariance"], "minute")
 
 
@@ -342,17 +332,6 @@ def published():
     return markdown(heads, lines)
 
 
-def cifar():
-    """CIFAR-10: what is read.  Only printed."""
-    return read_outs([*READ, "knn_one", "knn_one_changed"], "cifar10")
-
-
-def cifar_picture():
-    """The picture that pictures.py draws of the same."""
-    if len(load("cifar10")):
-        return "![CIFAR-10: linear classifiers on one slot and on all, for three groups](cifar.png)"
-
-
 def slopes(frame, group):
     """Fig. 2 left: top-1 (a row for each seed, a column for each |g0|), and the seeds' slopes, in
     points for each doubling of |g0|."""
@@ -379,16 +358,10 @@ def bundle():
     return markdown([*heads, "points for each doubling", "seeds"], lines)
 
 
-def distance():
-    """The picture that pictures.py draws of Fig. 2 right."""
-    if len(load("distance")):
-        return "![What is read, by the largest distance of the two views](distance.png)"
-
-
 def networks(name):
     """What riddle.py ("riddle" or "few") or where.py ("where") measured in networks, sorted; empty
     if there is nothing."""
-    path = os.path.join(claims.FOLDER, f"{'where' if name == 'where' else 'riddle'}.jsonl")
+    path = os.path.join(claims.FOLDER, f"{'riddle' if name == 'few' else name}.jsonl")
     if not os.path.exists(path):
         return pd.DataFrame()
 
@@ -409,16 +382,11 @@ def networks(name):
 
 
 def riddle():
-    """The picture that pictures.py draws of riddle.jsonl."""
-    if len(networks("riddle")):
-        return "![How much of the features is ink, for three groups and four trainings](riddle.png)"
-
-
-def few_picture():
-    """The picture that pictures.py draws when riddle.py has read the networks of `pooling`."""
-    frame = networks("few")
-    if len(frame) and (frame["width"] < 1).any():
-        return "![Linear classifiers on one slot and on all, from 10 to 10,000 labels](few.png)"
+    """What trained networks know, in per cent: of each measure the mean over seeds."""
+    frame, lines = networks("riddle"), []
+    for arm, rows in frame.groupby("arm", sort=False) if len(frame) else ():
+        lines.append([named(arm), *(spread(rows[m], "top1") for m in RIDDLE), len(rows)])
+    return markdown(["", *RIDDLE.values(), "seeds"], lines)
 
 
 def few():
@@ -429,21 +397,22 @@ def few():
     for arm, rows in frame.groupby("arm", sort=False) if len(frame) else ():
         lines.append([named(arm), *(spread(rows[m], "top1") for m in measures), len(rows)])
     heads = [f"one slot, {n:,}" for n in LABELS] + [f"all, changed, {n:,}" for n in LABELS]
-    return markdown(["labels", *heads, "seeds"], lines) if lines else None
+    return markdown(["labels", *heads, "seeds"], lines)
 
 
 def gains():
     """What training adds to pooling without training, by labels: all slots, changed digits."""
     frame, lines = networks("few"), []
-    kinds = {"turns, extent 1": ("rot", ""), "turns, extent 4": ("rot", ", extent 4")}
-    for title, (group, ending) in (
-        kinds | {"positions (H-SSL: neighbours)": ("trans", "")}
-    ).items():
-        near = "near" if group == "trans" else "H-SSL"
+    kinds = (
+        ("turns, extent 1", "rot, {}", "H-SSL"),
+        ("turns, extent 4", "rot, {}, extent 4", "H-SSL"),
+        ("positions (H-SSL: neighbours)", "trans, {}", "near"),
+    )
+    for title, arm, h_ssl in kinds:
+        free = arm.format("untrained")
+        arms = [arm.format(name) for name in (h_ssl, "jitter alone", f"{h_ssl} + jitter")]
         for n in (100, 10000):
-            free = f"{group}, untrained{ending}"
-            arms = [f"{group}, {a}{ending}" for a in (near, "jitter alone", f"{near} + jitter")]
-            found = [difference(frame, f"all_changed_{n}", arm, free) for arm in arms]
+            found = [difference(frame, f"all_changed_{n}", trained, free) for trained in arms]
             if all(found):
                 cells = [signed(d, "top1") for d in found]
                 lines.append([title, f"{n:,}", *cells, min(d["seeds"] for d in found)])
@@ -489,10 +458,15 @@ def spent():
     return f"{len(every)} runs, about {seconds / 3600:.0f} hours, most of them with one CPU thread"
 
 
-PAGE = (answers, primary, taught, added, negatives, audit, riddle, draw_picture, few_picture)
-PAGE += (gains, knob_picture, minute, published, cifar_picture, distance, bundle, bench, spent)
-PRINTED = (front, draw, few, pooling, knob, nearer, cifar)
-TABLES = {table.__name__: table for table in PAGE + PRINTED}
+TABLES = (answers, primary, taught, added, negatives, audit, gains, minute, published, bundle)
+TABLES += (bench, spent, front, draw, few, riddle, knob)
+TABLES = {table.__name__: table for table in TABLES}
+
+
+def table(name):
+    """A table of TABLES; for the name of an experiment all that its runs read.  None without
+    runs."""
+    return TABLES[name]() if name in TABLES else read_outs(list(HEADS)[:-1], name)
 
 
 # ---------------------------------------------------------------- the page
@@ -511,10 +485,14 @@ def text_of(name, measure, *arms):
 
 
 def filled(line):
-    """A line of ABOUT.md with its tables and numbers; None if one of them has no runs."""
+    """A line of ABOUT.md with its tables and numbers; None if one of them, or of a picture, has no
+    runs."""
+    picture = re.fullmatch(r"!\[.*\]\((\w+)\.png\)", line)
+    if picture and not table(picture[1]):
+        return None
     for mark in re.findall(r"\{[^{}]+\}", line):
         name, *rest = [part.strip() for part in mark[1:-1].split("|")]
-        text = text_of(name, *rest) if rest else TABLES[name]()
+        text = text_of(name, *rest) if rest else table(name)
         if not text:
             return None
         line = line.replace(mark, text)
@@ -529,16 +507,18 @@ def page():
     kept = []
     for section in sections:
         lines = [(line, filled(line)) for line in section.split("\n")]
-        if all(new for line, new in lines if re.fullmatch(r"\{\w+\}", line)):
+        shown = [new for line, new in lines if re.fullmatch(r"\{\w+\}|!\[.*\.png\)", line)]
+        if not shown or shown[0]:
             kept.append("\n".join(new for _, new in lines if new is not None))
     return re.sub(r"\n{3,}", "\n\n", "\n## ".join(kept))
 
 
 def main(names):
+    known = dict.fromkeys([*TABLES, *EXPERIMENTS])
     for name in names:
-        if name not in TABLES:
-            sys.exit(f"tables.py: no table is called {name}: take {', '.join(TABLES)}")
-        print(TABLES[name]() or f"{name}: its runs do not exist yet")
+        if name not in known:
+            sys.exit(f"tables.py: no table is called {name}: take {', '.join(known)}")
+        print(table(name) or f"{name}: its runs do not exist yet")
     if not names:
         text = page()
         with open(os.path.join(claims.FOLDER, "README.md"), "w") as file:
