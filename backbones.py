@@ -45,8 +45,8 @@ class Backbone(nn.Module):
         ValueError if these do not fit.
         """
         order = self.group.order
-        if len(base) != len(x):
-            raise ValueError(f"{len(x)} images, but base spaces for {len(base)}")
+        if base.dim() not in (2, 3) or len(base) != len(x) or base.numel() == 0:
+            raise ValueError(f"{len(x)} images, but base spaces of shape {[*base.shape]}")
         if base.min() < 0 or base.max() >= order:
             asked = f"{base.min()} … {base.max()}"
             raise ValueError(f"slots {asked} of 0 … {order - 1}: see groups.pairs")
@@ -55,8 +55,6 @@ class Backbone(nn.Module):
             bundles = self.read(self(x, slots)).flatten(1)  # (B, m·C)
         else:
             fibers = self.read(self(x))  # (B, |G|, C)
-            if fibers.shape[1] != order:
-                raise ValueError(f"{fibers.shape[1]} fibers, and the group {order} elements")
             bundles = groups.bundle(fibers, slots.to(x.device))  # (B, m·C)
         return bundles.unflatten(1, (*base.shape[1:-1], -1))
 
@@ -495,14 +493,14 @@ def perturb(f, epsilon, seed=0):
 
     In each group convolution each element g gets its own fixed change δ_g of the coefficients,
     ‖δ_g‖ = ε·‖w‖ with the current w.  ε = 0 changes nothing.  The state dict holds δ, so a new f
-    needs `perturb` before it can load it.  ValueError for a convolution with extent > 1.
+    needs `perturb` before it can load it.  ValueError unless f has group convolutions, all with
+    several elements (one δ would break nothing) and extent 1.
     """
     generator = torch.Generator().manual_seed(seed)
-    for conv in f.modules():
-        if not isinstance(conv, GConv):
-            continue
-        if conv.extent > 1:
-            raise ValueError("δ is one change for each element, so it needs extent 1")
+    convs = [m for m in f.modules() if isinstance(m, GConv)]
+    if not convs or any(conv.order == 1 or conv.extent > 1 for conv in convs):
+        raise ValueError("δ is one change for each of several elements, so it needs extent 1")
+    for conv in convs:
         delta = torch.randn(conv.order, *conv.weight[:, 0].shape, generator=generator)
         norms = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)
         delta *= epsilon * conv.weight.norm().item() / norms  # (|G|, C_out, C_in, e, e)

@@ -46,7 +46,8 @@ def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, imag
     data_dir    where it lies, and where a download goes
     train_size  keep so many training images, 2 or more, chosen with `seed` (None: all)
     test_size   keep so many test images, 1 or more, the same for every seed (None: all)
-    image_size  pad with black on the right and below, or crop there, to this size in px
+    image_size  pad with black on the right and below, or crop there, to this size in px, 16 or
+                more; larger images than 32 px are resized to it
     Raises UsageError if images, labels or sizes are wrong."""
     sources = {
         "mnist5k": _mnist5k,
@@ -65,8 +66,8 @@ def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, imag
                 f"images and labels of {dataset} in {data_dir!r} do not go together: replace it by "
                 "a complete copy"
             )
-    train_x, train_y = _first_of_shuffle(*train, train_size, seed, "train")
-    test_x, test_y = _first_of_shuffle(*test, test_size, 0, "test")
+    train_x, train_y = _first_of_shuffle(*train, train_size, seed, "train", 2)
+    test_x, test_y = _first_of_shuffle(*test, test_size, 0, "test", 1)
     if train_x.shape[1:] != test_x.shape[1:]:
         raise UsageError(
             f"training images are {_size(train_x)}, test images {_size(test_x)}: make them one size"
@@ -82,10 +83,10 @@ def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, imag
     return Data(train_x, train_y, test_x, test_y, classes, kind)
 
 
-def _first_of_shuffle(x, y, size, seed, name):
+def _first_of_shuffle(x, y, size, seed, name, least):
     """The first `size` (None: all) of a seeded shuffle.  Of a list of files only these are read."""
-    if size is not None and size > len(x):
-        raise UsageError(f"--{name}-size {size} is too many: there are {len(x)} {name} images")
+    if size is not None and not least <= size <= len(x):
+        raise UsageError(f"--{name}-size {size}: take {least} or more, and there are {len(x)}")
     keep = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:size]  # (n,)
     images = _read([x[i] for i in keep]) if isinstance(x, list) else x[keep]  # (n, C_in, H, W)
     return images, None if y is None else y[keep]
@@ -99,17 +100,12 @@ def fingerprint(x):
 def mean_std(x):
     """Mean and standard deviation of each channel of images (N, C_in, H, W) uint8: two lists of
     floats, for intensities in 0 … 1."""
-    means = []
-    stds = []
+    counts = [torch.bincount(channel.flatten(), minlength=256) for channel in x.transpose(0, 1)]
+    share = torch.stack(counts).double() / counts[0].sum()  # (C_in, 256)
     level = torch.arange(256, dtype=torch.float64) / 255  # (256,)
-    for channel in x.transpose(0, 1):
-        count = torch.bincount(channel.flatten(), minlength=256).double()  # (256,)
-        share = count / channel.numel()
-        mean = (share * level).sum()
-        variance = (share * (level - mean) ** 2).sum()
-        means.append(float(mean))
-        stds.append(max(1 / 255, float(variance**0.5)))
-    return means, stds
+    mean = (share * level).sum(1)  # (C_in,)
+    variance = (share * (level - mean[:, None]) ** 2).sum(1)
+    return mean.tolist(), variance.sqrt().clamp(min=1 / 255).tolist()
 
 
 # ---- augmentations: every image has its own numbers
@@ -119,13 +115,12 @@ def shift(x, u, strength=0.2):
     x  (B, C_in, H, W)
     u  (B, 9) uniform in 0 … 1, of which two are used
     Returns the same shape."""
-    most = int(strength * x.shape[-2])
-    first = (u[:, :2] * (2 * most + 1)).long().clamp(max=2 * most)  # (B, 2): corner of a window …
-    padded = F.pad(x, [most] * 4).movedim(1, -1)  # … in (B, H + 2·most, W + 2·most, C_in)
-    rows = first[:, :1] + torch.arange(x.shape[-2], device=x.device)  # (B, H)
-    columns = first[:, 1:] + torch.arange(x.shape[-1], device=x.device)  # (B, W)
-    image = torch.arange(len(x), device=x.device)[:, None, None]  # (B, 1, 1)
-    return padded[image, rows[:, :, None], columns[:, None]].movedim(-1, 1)  # (B, C_in, H, W)
+    height, width = x.shape[-2:]
+    most = int(strength * height)
+    windows = F.pad(x, [most] * 4).unfold(2, height, 1).unfold(3, width, 1)
+    # (B, C_in, 2·most + 1, 2·most + 1, H, W): one of them for each image
+    row, column = (u[:, :2] * (2 * most + 1)).long().clamp(max=2 * most).T  # (B,) twice
+    return windows[torch.arange(len(x), device=x.device), :, row, column]  # (B, C_in, H, W)
 
 
 def jitter(x, u, strength=None):
@@ -325,27 +320,22 @@ def _read(paths):
 
 
 def _to_size(x, kind, image_size):
-    """Square images (N, C_in, H, H) of at least 16 px at the size at which strides are exact.
+    """Square images (N, C_in, H, H) of at least 16 px at image_size, or else at the size at which
+    strides are exact: MNIST padded to 29, others cropped to 31.
 
-    MNIST: padded with black on the right and below, to 29.  Others: resized to 32 (if not 31 or
-    32) and cropped to 31.  Then padded or cropped to image_size, if it is given."""
+    Others are resized first, unless they have 31 or 32 px: to image_size, or else to 32."""
     size = x.shape[-1]
     if x.shape[-2] != size:
         raise UsageError(f"images are {_size(x)}: make them square, since quarter turns need that")
-    if size < 16:
-        raise UsageError(f"images are {_size(x)}: enlarge them, the networks need 16 × 16")
-    if kind == "mnist":
-        x = F.pad(x, (0, 29 - size, 0, 29 - size))  # (N, C_in, 29, 29)
-    else:
-        if size not in (31, 32):
-            from torchvision.transforms.v2.functional import resize
+    least = min(size, image_size or size)
+    if least < 16:
+        raise UsageError(f"{least} px are too few: enlarge the images, the networks need 16 × 16")
+    if kind != "mnist" and size not in (31, 32):
+        from torchvision.transforms.v2.functional import resize
 
-            x = resize(x, [32, 32], antialias=True)  # (N, C_in, 32, 32)
-        x = x[..., :31, :31].contiguous()  # (N, C_in, 31, 31)
-    if image_size is not None and image_size != x.shape[-1]:
-        more = image_size - x.shape[-1]
-        x = F.pad(x, (0, more, 0, more))  # (N, C_in, image_size, image_size)
-    return x
+        x = resize(x, [image_size or 32] * 2, antialias=True)
+    more = (image_size or (29 if kind == "mnist" else 31)) - x.shape[-1]
+    return F.pad(x, (0, more, 0, more))  # on the right and below; below 0 it crops
 
 
 def _size(x):

@@ -302,6 +302,7 @@ def fold(z, order, slots=None):
     order  G, the length of the lifted axis
     slots  (B, n) long: of each image only these, N = B·n.  None (for maps always): all, N = |G|·B.
            They may stay on the CPU: then nothing waits for the GPU
+    ValueError for other slots.
     """
     if slots is None:
         axis = Axis([z.shape[0]] * order)
@@ -310,6 +311,8 @@ def fold(z, order, slots=None):
         else:
             y = z.permute(2, 0, 3, 4, 1).flatten(0, 1)
     else:
+        if slots.dim() != 2 or len(slots) != len(z):
+            raise ValueError(f"slots of {len(z)} images are (B, n), not {[*slots.shape]}")
         flat = slots.flatten()
         counts = flat.bincount(minlength=order).tolist()  # the host reads this, and nothing else
         sorting = flat.argsort(stable=True)

@@ -56,7 +56,7 @@ class Group:
         return changed.masked_fill((base < 0)[..., None, None, None], 0).transpose(1, 2)
 
     def base_space(self, size):
-        """The first `size` elements: (size,) long.  ValueError if that is none or all."""
+        """The first `size` elements: (size,) long.  ValueError for none, or all of several."""
         most = max(1, self.order - 1)
         if not 1 <= size <= most:
             raise ValueError(f"a base space of this group has 1 … {most} elements, not {size}")
@@ -135,7 +135,10 @@ class Translation(Group):
         return self.move(x, g, self.stride)
 
     def Gamma(self, z, g):
-        """Γ_g z: map b, with any G, moved by signed(g[b]) positions."""
+        """Γ_g z: map b, with any G, moved by signed(g[b]) positions.  ValueError as above."""
+        if z.shape[-2:] != (self.height, self.width):
+            grid = f"{self.height} × {self.width}"
+            raise ValueError(f"a feature map of this group is {grid}, not {[*z.shape]}")
         return self.move(z, g, 1)
 
     def move(self, x, g, step):
@@ -327,13 +330,14 @@ def fibers(z, group, pool="mean"):
 
     For translation each position is a slot.  The other groups pool over space: "mean" as in
     Appendix B, or "max".  Returns (B, n, C) for the n slots of z.  ValueError for another pool, and
-    for translations of maps with G > 1.
+    for translations if z is another grid, or has G > 1.
     """
     if pool not in ("mean", "max"):
         raise ValueError(f"fibers are pooled by 'mean' or 'max', not {pool!r}")
     if group.spatial:
-        if z.shape[2] > 1:
-            raise ValueError(f"fibers of translations need a map with G = 1, not {z.shape[2]}")
+        if z.shape[2:] != (1, group.height, group.width):
+            wanted = f"[B, C, 1, {group.height}, {group.width}]"
+            raise ValueError(f"these translations need a map {wanted}, not {[*z.shape]}")
         z = z.flatten(2)  # (B, C, H'·W')
     elif pool == "mean":
         z = z.mean((-2, -1))  # (B, C, |G|)

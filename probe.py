@@ -304,7 +304,6 @@ def network(config, images):
     image_group = acts_on_images(config["group"], px)
     about = dict(size=px, c_in=c_in, classes=max(2, len(images.classes)))
     about["mean"], about["std"] = data.mean_std(images.train_x)
-    config = dict(extent=1, pairs="own", draw="image") | config  # for older runs
     for name in ("group", "backbone", "width", "base_size", "functions", "extent", "pool"):
         about[name] = config[name]
     size = config["base_size"]

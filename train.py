@@ -74,14 +74,9 @@ NUMBERS = {  # type, default, smallest, meaning
     "test-size": (int, None, 1, "use N test images, the same for every seed"),
     "image-size": (int, None, 16, "pad with black, or crop, to N px"),
     "tau": (float, 0.1, 1e-4, "temperature of InfoNCE"),
-    "base-size": (int, 1, 1, "|g0|, slots in a bundle (SimCLR: all of them, with assl)"),
-    "max-distance": (float, None, 0, "hssl: largest distance of two bundles; 0: the same one"),
-    "strength": (
-        float,
-        0.2,
-        0,
-        "largest shift, of the size (trans with assl or matched, or --augment shift)",
-    ),
+    "base-size": (int, 1, 1, "|g0|, slots in a bundle (SimCLR, and Table 2's assl: all of them)"),
+    "max-distance": (float, None, 0, "hssl: largest ‖g1 - g2‖²; 1: neighbours, 0: one slot twice"),
+    "strength": (float, 0.2, 0, "largest shift, of the size (assl, --pairs matched, shift)"),
     "width": (float, 1.0, 1e-3, "factor for every number of channels"),
     "functions": (int, None, 1, "basis functions of the first layer (default all)"),
     "extent": (int, 1, 1, "slots that a filter spans, 1 (the paper) … all (Eq. 4 as it is)"),
@@ -116,7 +111,8 @@ def parse(argv=None):
         p.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=text)
     add = p.add_argument
     add("--data-dir", default="data", help="folder of the images, also for downloads")
-    add("--slots", choices=("sampled", "all"), help="compute the slots that a loss reads, or all")
+    text = "compute the slots that a loss reads, or all (default with |g0| or extent > 1)"
+    add("--slots", choices=("sampled", "all"), help=text)
     add("--device", choices=("cuda", "cpu"), help="default: cuda if it is there")
     add("--out", help="the run's folder (default: runs/ and dataset, group, loss, backbone, seed)")
     text = "also measure the untrained network (default for mnist5k and folder)"
@@ -141,8 +137,8 @@ def parse(argv=None):
 
     learns = args.loss in ("hssl", "assl")
     structured = args.backbone == "equivariant"
+    lifted = structured and args.group != "trans"  # its slots are an axis of their own
     shifts = args.group == "trans" and (args.loss == "assl" or args.pairs == "matched")
-    one_map = args.group == "trans" or not structured or args.extent > 1  # it has all slots
     used = dict(  # a flag of the loss or network that would change nothing is refused
         augment=args.loss != "frozen",
         objective=learns,
@@ -155,9 +151,9 @@ def parse(argv=None):
         strength=args.augment == "shift" or shifts,
         functions=structured,
         extent=structured,
-        pool=structured,
-        epsilon=structured,
-        slots=args.slots == "all" or not one_map,
+        pool=lifted,
+        epsilon=lifted,
+        slots=args.slots == "all" or (learns and lifted and args.extent == 1),
     )
     for name, is_used in used.items():
         if not is_used and getattr(args, name) != p.get_default(name):
@@ -475,6 +471,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     # ---- what is there: a finished run, one to go on with, or nothing
     saved = in_turn(lambda: load_run(args), rank, local, device)
     finished = os.path.join(args.out, "result.json")
+    old = {}
     done = None  # the report, if all is finished and measured as asked
     if saved and saved["step"] == saved["steps"] and os.path.exists(finished):
         with open(finished) as file:
@@ -648,8 +645,9 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
         result["untrained"] = probe.evaluate(*before, *measured)
     result |= config_of(args) | dict(probe_size=args.probe_size, before=args.before)
     result |= dict(classes=images.classes, parameters=parameters, train_seconds=round(seconds, 2))
-    result |= dict(processes=world, threads=torch.get_num_threads(), precision=rounding)
-    result |= dict(device=str(device), torch=torch.__version__)
+    where = dict(processes=world, threads=torch.get_num_threads(), precision=rounding)
+    where |= dict(device=str(device), torch=torch.__version__)
+    result |= where | {name: old[name] for name in where if name in old}  # of the training
     save(finished, lambda file: file.write(json.dumps(result, indent=1).encode()))
     say(f"{probe.report(result)}\ntrained {seconds:.0f} s   {args.out}")
 

@@ -388,9 +388,18 @@ def test_perturb_changes_each_element_by_its_share():
     assert not torch.equal(two.delta * one.weight.norm(), one.delta * two.weight.norm())
 
 
-def test_perturb_refuses_filters_that_span_several_elements():
-    with pytest.raises(ValueError, match="extent 1"):
-        perturb(MNISTNet(rotations=4, width=1 / 16, extent=2), 0.3)
+@pytest.mark.parametrize(
+    "f",
+    [
+        MNISTNet(rotations=4, width=1 / 16, extent=2),  # filters that span several elements
+        MNISTNet(width=1 / 16),  # one slot: any change is equivariant to translations
+        CNN(width=1 / 16),  # no group convolution
+    ],
+    ids=("extent", "one slot", "cnn"),
+)
+def test_perturb_refuses_what_it_can_not_break(f):
+    with pytest.raises(ValueError, match="several elements, so it needs extent 1"):
+        perturb(f, 0.3)
 
 
 def test_no_perturbation_changes_no_bit_and_more_breaks_more():

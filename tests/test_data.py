@@ -61,6 +61,18 @@ def test_a_canvas_is_padded_or_cropped_on_the_right_and_below(monkeypatch):
     assert not large[..., 29:, :].any() and not large[..., 29:].any()
 
 
+def test_a_larger_canvas_is_not_a_small_picture_in_a_black_frame(tmp_path):
+    """Photographs are resized to the size that is asked for; 32 px ones are padded or cropped."""
+    folder(tmp_path / "large", 64)
+    assert data.load("folder", str(tmp_path / "large"), image_size=63).train_x[..., 40:, 40:].any()
+    whole = data.load("folder", str(tmp_path / "large"), image_size=64).train_x
+    files = sorted((tmp_path / "large/train").rglob("*.png"))
+    pixels = {np.array(Image.open(file)).tobytes() for file in files}
+    assert {x.permute(1, 2, 0).numpy().tobytes() for x in whole} == pixels
+    small = data.load("folder", folder(tmp_path / "small", 32), image_size=35).train_x
+    assert small.shape[-2:] == (35, 35) and not small[..., 32:].any() and small[..., 31].any()
+
+
 @pytest.mark.parametrize("x, y", [(4, [0, 1, 1]), (0, []), (3, [0, 1, 2]), (3, [-1, 0, 1])])
 def test_labels_are_checked(monkeypatch, x, y):
     good = noise(2, 28, 1), torch.tensor([0, 1])
@@ -234,6 +246,23 @@ def test_sizes_that_no_network_takes_are_refused(tmp_path, sizes, told):
     for split, size in zip(("train", "test"), sizes):
         folder(tmp_path, size, splits=(split,))
     refuse(told, root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "sizes, told",
+    [
+        (dict(train_size=1), "--train-size 1: take 2 or more"),
+        (dict(train_size=-5), "--train-size -5: take 2 or more"),
+        (dict(test_size=0), "--test-size 0: take 1 or more"),
+        (dict(test_size=1001), "there are 1000"),
+        (dict(image_size=15), "15 px are too few"),
+        (dict(image_size=-1), "-1 px are too few"),
+    ],
+    ids=str,
+)
+def test_sizes_out_of_range_are_refused(sizes, told):
+    with refused_in_one_line(told):
+        data.load("mnist5k", **sizes)
 
 
 # -------------------------------------------------------------------------- single images

@@ -16,6 +16,7 @@ from conftest import ROOT
 
 import data
 import probe
+import train
 
 LIMIT = 139_500  # characters of the core files together
 CORE = ("groups", "gconv", "backbones", "losses", "probe", "train", "data", "syncnorm")
@@ -174,7 +175,7 @@ WEIGHTS = sorted(glob.glob(os.path.join(ROOT, "notebooks", "weights", "*.pt")))
 def test_the_weights_give_the_distances_beside_them(path):
     """The change under the last g, to 1e-3."""
     images = data.load("mnist5k")
-    config = dict(slots="sampled") | json.loads(read(path + ".json"))
+    config = train.config_of(train.parse([])) | json.loads(read(path + ".json"))
     f, _, _, _, image_group = probe.network(config, images)
     f.load_state_dict(torch.load(path, weights_only=True))
     x = images.test_x / 255

@@ -342,6 +342,17 @@ def test_gamma_takes_maps_of_its_group_only(group, shape):
         group.Gamma(torch.rand(shape), torch.tensor([0, 0]))
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 1, 7, 7), (2, 5, 1, 4, 16), (2, 5, 4, 8, 8)])
+def test_translations_take_maps_of_their_grid_only(shape):
+    """Also if another grid has as many positions."""
+    group, z = Translation(8, 8), torch.rand(shape)
+    with pytest.raises(ValueError, match="1, 8, 8"):
+        fibers(z, group)
+    if shape[2] == 1:  # Γ moves every G
+        with pytest.raises(ValueError, match="a feature map of this group is 8 × 8"):
+            group.Gamma(z, torch.tensor([1, 0]))
+
+
 @pytest.mark.parametrize("make", [Scale, RotationScale])
 @pytest.mark.parametrize("factors", [(), (1.0, 0.5), (2.0, 3.0), (1.0, 2.0, 2.0), (1.0, 3.0, 2.0)])
 def test_factors_start_at_1_and_increase(make, factors):
@@ -361,7 +372,7 @@ def test_what_does_not_exist_is_refused():
     for act, images in ((Numbered(4).T, x), (Numbered(4).Gamma, z)):
         with pytest.raises(ValueError, match="no group acts"):
             act(images, torch.tensor([0]))
-    with pytest.raises(ValueError, match="G = 1"):
+    with pytest.raises(ValueError, match="1, 10, 10"):
         fibers(z, Translation(10, 10))  # 4·25 numbers are not 100 positions
     with pytest.raises(ValueError, match="square"):
         Rotation().T(torch.zeros(1, 1, 3, 4), torch.tensor([1]))

@@ -28,9 +28,9 @@ def difference(a, b):
         "--loss hssl --group rot",
         "--loss hssl --group trans --augment jitter --max-distance 2",
         "--loss assl --group scale --functions 3 --train-size 64",
-        "--loss hssl --group rot --objective byol",
+        "--loss hssl --group rot --objective byol --epsilon 0.1",
         "--loss supervised --group rot --augment shift",
-        "--loss assl --group trans --objective bilinear --epsilon 0.1",
+        "--loss assl --group trans --objective bilinear",
     ],
 )
 def test_two_processes_train_as_one(tiny, tmp_path, more):
