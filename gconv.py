@@ -85,7 +85,7 @@ class GConv(nn.Module):
     stride          size + 2·padding - kernel_size must be a multiple of it, or the layer samples
                     other positions of the turned image; conv(z) warns
     padding, bias   as in Conv2d; the bias is shared by all slots
-    extent          how many slots g·k a filter spans, 1 (SESN and the paper) … |G| (all of Eq. 4).
+    extent          how many slots g·k a filter spans, 1 (most of SESN) … |G| (all of Eq. 4).
                     Rotation wraps around; scale stops at the last factor
     ValueError for others.  stride >= 1, padding >= 0.  Slot g = s·rotations + r has scale s and r
     quarter turns.

@@ -79,7 +79,7 @@ NUMBERS = {  # type, default, smallest, meaning
     "strength": (float, 0.2, 0, "largest shift, of the size (assl, --pairs matched, shift)"),
     "width": (float, 1.0, 1e-3, "factor for every number of channels"),
     "functions": (int, None, 1, "basis functions of the first layer (default all)"),
-    "extent": (int, 1, 1, "slots that a filter spans, 1 (the paper) … all (Eq. 4 as it is)"),
+    "extent": (int, 1, 1, "slots that a filter spans, 1 … all (Eq. 4 as it is)"),
     "epsilon": (float, 0.0, 0, "break Eq. 1 by so much, relative to the weights"),
     "epochs": (int, None, 0, "passes over the images (default of these four: see below)"),
     "batch-size": (int, None, 2, "images in a step, over all processes"),

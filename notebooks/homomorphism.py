@@ -13,7 +13,7 @@ f's features are read as four fibers v = f(x) (B, 4, C).  One matrix A (4, 4) st
 
 The first term is H-SSL (Eq. 3) with (Γ_g v)(g0) for v(g⁻¹·g0).  The second is the error of Eq. 1,
 squared.  It needs turned images, but only for a share of each batch.  Only the second term trains
-A: A = 1 would solve the first.
+A: A = I would solve the first.
 
 Needs backbones.py, data.py, groups.py, losses.py and train.py, one folder up.
 """
@@ -85,7 +85,7 @@ def equation1(moved, v, A, g, one_way=False):
 
         ½ Σ ( ‖f(T_g x) - Γ_g f(x)‖² + ‖f(x) - Γ_(g⁻¹) f(T_g x)‖² )  /  Σ ‖f(T_g x) - f(x)‖²
 
-    Each sum is over the images with the same g.  0 is exact; 1 is no better than Γ_g = 1.  The null
+    Each sum is over the images with the same g.  0 is exact; 1 is no better than Γ_g = I.  The null
     has a gradient too, so neither smaller features nor invariant ones make the ratio smaller.
 
     moved, v  f(T_g x) and f(x), (B, 4, C) each

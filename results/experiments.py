@@ -132,7 +132,7 @@ EXPERIMENTS = {
         ),
     ),
     "bundle": bundle_sizes(MNIST, SEEDS),
-    # does training beat pooling, which is free?  Extent 1 (the paper) and 4 (all of Eq. 4), with
+    # does training beat pooling, which is free?  Extent 1 (our default) and 4 (all of Eq. 4), with
     # about as many weights
     "pooling": arms(
         *each(
