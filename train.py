@@ -72,7 +72,7 @@ CHOICES = {  # the first is the default
 NUMBERS = {  # type, default, smallest, meaning
     "train-size": (int, None, 2, "use N training images, chosen with --seed"),
     "test-size": (int, None, 1, "use N test images, the same for every seed"),
-    "image-size": (int, None, 16, "pad with black, or crop, to N px"),
+    "image-size": (int, None, 16, "pad or crop to N px (above 32 px: resize)"),
     "tau": (float, 0.1, 1e-4, "temperature of InfoNCE"),
     "base-size": (int, 1, 1, "|g0|, slots in a bundle (SimCLR, and Table 2's assl: all of them)"),
     "max-distance": (float, None, 0, "hssl: largest ‖g1 - g2‖²; 1: neighbours, 0: one slot twice"),
