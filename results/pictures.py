@@ -66,9 +66,8 @@ def taught():
 
 def cifar10():
     parts = {GROUPS[g]: rows for g, rows in load("cifar10").groupby("group", sort=False)}
-    return columns_of_dots(
-        parts, "CIFAR-10, an eighth of the width: with H-SSL turns and scales teach most"
-    )
+    title = "CIFAR-10, an eighth of the width: H-SSL of turns and scales is near jitter alone"
+    return columns_of_dots(parts, title)
 
 
 def minute():
