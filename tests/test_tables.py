@@ -130,6 +130,12 @@ def test_the_front_page_shows_what_the_rows_say():
     numbers = [f"{shares[f'trans, {arm}']:.0f}" for arm in arms]
     told = page[page.index("The slot's share of its features") :]
     assert re.findall(r"\d+", told)[:6] == numbers
+    answers = [
+        line.split("|")[-2].strip() for line in tables.answers().split("\n") if line[:1] == "|"
+    ]
+    kinds = [sum(kind in answer for answer in answers[2:]) for kind in ("yes", "opposite", "open")]
+    told = "{} sentences of the paper to the test: {} hold, {} come out opposite, {} are open"
+    assert told.format(len(answers) - 2, *kinds) in page
 
 
 def every_row(folder):
