@@ -68,7 +68,7 @@ def taught():
 
 def cifar10():
     parts = {GROUPS[g]: rows for g, rows in load("cifar10").groupby("group", sort=False)}
-    title = "CIFAR-10, an eighth of the width: on one slot turns, scales and jitter teach"
+    title = "CIFAR-10, an eighth of the width: all but negatives alone and any two positions teach"
     return columns_of_dots(parts, title)
 
 
