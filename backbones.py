@@ -55,6 +55,8 @@ class Backbone(nn.Module):
             bundles = self.read(self(x, slots)).flatten(1)  # (B, m·C)
         else:
             fibers = self.read(self(x))  # (B, |G|, C)
+            if fibers.shape[1] != order:
+                raise ValueError(f"{fibers.shape[1]} fibers, and the group {order} elements")
             bundles = groups.bundle(fibers, slots.to(x.device))  # (B, m·C)
         return bundles.unflatten(1, (*base.shape[1:-1], -1))
 
@@ -494,7 +496,7 @@ def perturb(f, epsilon, seed=0):
     In each group convolution each element g gets its own fixed change δ_g of the coefficients,
     ‖δ_g‖ = ε·‖w‖ with the current w.  ε = 0 changes nothing.  The state dict holds δ, so a new f
     needs `perturb` before it can load it.  ValueError unless f has group convolutions, all with
-    several elements (one δ would break nothing) and extent 1.
+    several elements and extent 1.
     """
     generator = torch.Generator().manual_seed(seed)
     convs = [m for m in f.modules() if isinstance(m, GConv)]

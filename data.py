@@ -47,7 +47,7 @@ def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, imag
     train_size  keep so many training images, 2 or more, chosen with `seed` (None: all)
     test_size   keep so many test images, 1 or more, the same for every seed (None: all)
     image_size  pad with black on the right and below, or crop there, to this size in px, 16 or
-                more; larger images than 32 px are resized to it
+                more; above 32 px they are resized to it
     Raises UsageError if images, labels or sizes are wrong."""
     sources = {
         "mnist5k": _mnist5k,
@@ -335,7 +335,7 @@ def _to_size(x, kind, image_size):
 
         x = resize(x, [image_size or 32] * 2, antialias=True)
     more = (image_size or (29 if kind == "mnist" else 31)) - x.shape[-1]
-    return F.pad(x, (0, more, 0, more))  # on the right and below; below 0 it crops
+    return F.pad(x, (0, more, 0, more))  # below 0 it crops
 
 
 def _size(x):

@@ -330,14 +330,14 @@ def fibers(z, group, pool="mean"):
 
     For translation each position is a slot.  The other groups pool over space: "mean" as in
     Appendix B, or "max".  Returns (B, n, C) for the n slots of z.  ValueError for another pool, and
-    for translations if z is another grid, or has G > 1.
+    for translations another grid or G > 1.
     """
     if pool not in ("mean", "max"):
         raise ValueError(f"fibers are pooled by 'mean' or 'max', not {pool!r}")
     if group.spatial:
         if z.shape[2:] != (1, group.height, group.width):
             wanted = f"[B, C, 1, {group.height}, {group.width}]"
-            raise ValueError(f"these translations need a map {wanted}, not {[*z.shape]}")
+            raise ValueError(f"translations need a map {wanted}, not {[*z.shape]}")
         z = z.flatten(2)  # (B, C, H'·W')
     elif pool == "mean":
         z = z.mean((-2, -1))  # (B, C, |G|)

@@ -74,7 +74,7 @@ NUMBERS = {  # type, default, smallest, meaning
     "test-size": (int, None, 1, "use N test images, the same for every seed"),
     "image-size": (int, None, 16, "pad or crop to N px (above 32 px: resize)"),
     "tau": (float, 0.1, 1e-4, "temperature of InfoNCE"),
-    "base-size": (int, 1, 1, "|g0|, slots in a bundle (SimCLR, and Table 2's assl: all of them)"),
+    "base-size": (int, 1, 1, "|g0|, slots in a bundle (SimCLR and Table 2's assl: all)"),
     "max-distance": (float, None, 0, "hssl: largest ‖g1 - g2‖²; 1: neighbours, 0: one slot twice"),
     "strength": (float, 0.2, 0, "largest shift, of the size (assl, --pairs matched, shift)"),
     "width": (float, 1.0, 1e-3, "factor for every number of channels"),
@@ -137,7 +137,7 @@ def parse(argv=None):
 
     learns = args.loss in ("hssl", "assl")
     structured = args.backbone == "equivariant"
-    lifted = structured and args.group != "trans"  # its slots are an axis of their own
+    lifted = structured and args.group != "trans"
     shifts = args.group == "trans" and (args.loss == "assl" or args.pairs == "matched")
     used = dict(  # a flag of the loss or network that would change nothing is refused
         augment=args.loss != "frozen",

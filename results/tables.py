@@ -326,8 +326,9 @@ def published():
             if loss in theirs:
                 cells[-1] += f" *({theirs[loss]})*"
         free = spread(frozen["linear_all"], "linear_all") if "linear_all" in frozen else ""
-        seeds = sorted({len(runs) for runs in arms.values() if len(runs)})
-        seeds = " to ".join(map(str, [seeds[0], *seeds[1:][-1:]]))
+        counts = [len(runs) for runs in arms.values() if len(runs)]
+        few, most = min(counts), max(counts)
+        seeds = most if few == most else f"{few} to {most}"
         lines.append([title, images(rows), cells[0], free, *cells[1:], seeds])
     heads = ["top-1, %", "images × epochs", "untrained", "untrained, all slots (linear)"]
     heads += [*list(LOSSES.values())[1:], "seeds"]

@@ -410,6 +410,13 @@ MISFITS = {  # a call with a network of six scales, an ordinary one and four ima
 }
 
 
+def test_a_group_with_another_number_of_elements_is_told():
+    f = MNISTNet(rotations=4, width=1 / 8).eval()
+    f.group, f.sampled = Scale(), False  # six elements, four slots
+    with pytest.raises(ValueError, match="4 fibers, and the group 6"):
+        f.bundle(torch.rand(2, 1, 29, 29), torch.zeros(2, 1).long())
+
+
 @pytest.mark.parametrize("what", MISFITS)
 def test_arguments_that_do_not_fit_together_are_told(what):
     """Each of them would give a plausible number."""
