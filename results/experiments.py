@@ -53,6 +53,8 @@ def bundle_sizes(start, seeds):
 
 
 EXPERIMENTS = {
+    # the quick start of the front page; each run also measures its untrained network
+    "quick": arms("--group rot", "--group scale", seeds=range(3)),
     # one rate for plain runs and one for jitter, the same for all groups
     "pilot_rates": each(
         MNIST + "--group {group} --loss hssl {lr} --seed 0",
