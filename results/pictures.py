@@ -59,6 +59,27 @@ def columns_of_dots(frames, title):
     return figure
 
 
+def front():
+    """The front page: what a linear classifier reads, a row for each kind of test image."""
+    rows = list(tables.readings())
+    size = (11, 0.4 + 1.7 * len(rows))
+    figure, axes = plt.subplots(len(rows), 4, figsize=size, sharex="row", squeeze=False)
+    for line, (title, parts) in zip(axes, rows):
+        for ax, found in zip(line, parts.values()):
+            for y, (loss, values) in enumerate(found.items()):
+                ax.plot(values, [y] * len(values), "o", color=COLOURS[loss], ms=5, alpha=0.7)
+                ax.plot(values.mean(), y, "|", color=COLOURS[loss], ms=14)
+            ax.axvline(found["untrained"].mean(), color=COLOURS["untrained"], lw=0.8)
+            ax.set(yticks=range(len(found)), yticklabels=found if ax is line[0] else [])
+            ax.set_ylim(len(found) - 0.5, -0.5)
+            ax.grid(axis="x", color="0.92")
+        line[0].set_ylabel(title.replace(", ", ":\n").replace(" by g", "\nby g"), size=10)
+    for ax, (name, _, _) in zip(axes[0], tables.PAIRED):
+        ax.set_title(name)
+    figure.supxlabel("right answers of a linear classifier, %: ● a seed, | their mean", size=10)
+    return figure
+
+
 def taught():
     frame = load("taught")
     parts = {GROUPS[g]: rows for g, rows in frame.groupby("group", sort=False)}
@@ -252,7 +273,7 @@ def draw():
     return figure
 
 
-PICTURES = (taught, minute, knob, published, cifar10, distance, riddle, few, draw)
+PICTURES = (front, taught, minute, knob, published, cifar10, distance, riddle, few, draw)
 PICTURES = {picture.__name__: picture for picture in PICTURES}
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import probe
 from results import claims
 from results.claims import COLOURS, GROUPS, LOSSES, by_seed, difference, load
 from results.experiments import EXPERIMENTS, SIZES
@@ -56,7 +57,25 @@ KINDS = [
     (f"{CIFAR}, scales, **CNN 6 × CHW**", "table2_cifar10", "cifar10", "scale, cnn", "table2"),
     ("… with structure", "table2_cifar10", "cifar10", "scale", None),
 ]
+PAIRED = (  # what the two views of H-SSL are: for readers, the group, the loss
+    ("turns", "rot", "H-SSL"),
+    ("scales", "scale", "H-SSL"),
+    ("neighbours", "trans", "near"),
+    ("any two positions", "trans", "H-SSL"),
+)
 LABELS = (10, 100, 1000, 10000)
+QUICK = {  # measure of the quick start → what it is
+    "error": "how far Γ_g's prediction is from f(T_g x), over the change under g; "
+    "1: as bad as no prediction",
+    "invariance": "how far T_g moves the features; 1: as far as another digit",
+    "retrieval": "of 1,000 digits, how many are nearest to their own changed copy; by chance "
+    "0.1, by eight grey values 100 (turns) and 0.1 (scales)",
+    "linear_one": "a linear classifier on one slot, learned on unchanged digits",
+    "linear_one_changed": "the same classifier, on digits changed by g",
+    "linear_all": "a linear classifier on the maximum over the slots",
+    "linear_all_changed": "the same classifier, on digits changed by g",
+    "top1": "a classifier built like the paper's",
+}
 RIDDLE = {  # measure of riddle.py → its name
     "bins": "grey bins find copy",
     "retrieval": "f finds copy",
@@ -90,6 +109,13 @@ def spread(values, measure):
         return ""
     mean = number(values.mean(skipna=False), measure)
     return mean if len(values) < 2 else f"{mean} ± {number(values.std(skipna=False), measure)}"
+
+
+def counted(seeds):
+    """The fewest and the most seeds of a row, as text."""
+    seeds = sorted(seeds)
+    few, most = seeds[0], seeds[-1]
+    return f"{few}" if few == most else f"{few} to {most}"
 
 
 def span(found, measure):
@@ -218,17 +244,37 @@ def added():
     """What slots add to an untrained network, and to jitter."""
     frame, lines = load("taught"), []
     measures = ("top1", "linear_one", "linear_one_changed", "linear_all_changed", "knn_one")
-    names = {**GROUPS, "trans": "any two positions"}.items()
-    pairs = []
     for b, more in (("untrained", ""), ("jitter alone", " + jitter")):
-        pairs += [(g, name, "H-SSL" + more, b) for g, name in names]
-        pairs += [("trans", "neighbours", "near" + more, b)]
-    for group, name, a, b in pairs:
-        found = [difference(frame, m, f"{group}, {a}", f"{group}, {b}") for m in measures]
-        if all(found):
-            cells = [signed(d, m) for d, m in zip(found, measures)]
-            lines.append([f"{name}: {a.replace('near', 'H-SSL')} − {b}", *cells])
+        for name, group, loss in PAIRED:
+            a = f"{group}, {loss}{more}"
+            found = [difference(frame, m, a, f"{group}, {b}") for m in measures]
+            if all(found):
+                cells = [signed(d, m) for d, m in zip(found, measures)]
+                lines.append([f"{name}: H-SSL{more} − {b}", *cells])
     return markdown(["in points: a − b", *(HEADS[m] for m in measures)], lines)
+
+
+def slots():
+    """What the second slot adds to one slot read twice, without and with jitter: one slot."""
+    lines, m = [], "linear_one"
+    for title, experiment in (("digits", "taught"), ("CIFAR-10", "cifar10")):
+        frame = load(experiment)
+        for name, group, loss in PAIRED if len(frame) else ():
+            pairs = (
+                ("negatives alone", "untrained"),
+                (loss, "untrained"),
+                (loss, "negatives alone"),
+                (loss, "jitter alone"),
+                (f"{loss} + jitter", "jitter alone"),
+            )
+            found = [difference(frame, m, f"{group}, {a}", f"{group}, {b}") for a, b in pairs]
+            if found[0]:
+                cells = [signed(d, m) if d else "" for d in found]
+                seeds = counted(d["seeds"] for d in found if d)
+                lines.append([f"{title}, {name}", *cells, seeds])
+    heads = [f"H-SSL − {b}" for b in ("untrained", "negatives alone", "jitter alone")]
+    heads = ["one slot, in points", "negatives alone − untrained", *heads]
+    return markdown([*heads, "H-SSL + jitter − jitter alone", "seeds"], lines)
 
 
 def by_slots():
@@ -255,20 +301,57 @@ def draw():
     return markdown(heads, lines)
 
 
+def readings():
+    """What the front page shows: (what is read, {what the views are: {loss: values by seed}})."""
+    losses = ("untrained", "negatives alone", "H-SSL", "jitter alone", "H-SSL + jitter")
+    for title, experiment, measure in (
+        ("digits, one slot", "taught", "linear_one"),
+        ("digits changed by g, all slots", "taught", "linear_all_changed"),
+        ("CIFAR-10, one slot", "cifar10", "linear_one"),
+    ):
+        frame = load(experiment)
+        if len(frame):
+            yield (
+                title,
+                {
+                    name: {
+                        text: by_seed(frame, measure, f"{group}, {text.replace('H-SSL', loss)}")
+                        for text in losses
+                    }
+                    for name, group, loss in PAIRED
+                },
+            )
+
+
 def front():
     """The table of the front page: what a linear classifier reads."""
-    frame, lines = load("taught"), []
-    readings = {"one slot": "linear_one", "all slots, changed": "linear_all_changed"}
-    for reading, measure in readings.items():
-        for loss in ("untrained", "negatives alone", "H-SSL", "jitter alone", "H-SSL + jitter"):
-            arms = [f"rot, {loss}", f"scale, {loss}", f"trans, {loss.replace('H-SSL', 'near')}"]
-            values = [by_seed(frame, measure, arm) for arm in arms]
-            if not min(map(len, values)):
-                return None
-            cells = [f"{v.mean():.1f}±{v.std():.1f}" for v in values]
-            lines.append([f"{reading}: {loss}", *cells])
-    heads = ["turns", "scales", "positions (H-SSL: neighbours)"]
-    return markdown(["linear classifier, %", *heads], lines)
+    lines = []
+    for title, parts in readings():
+        lines.append([f"**{title}**", *[""] * 5])
+        for name, found in parts.items():
+            lines.append([name, *(spread(values, "top1") for values in found.values())])
+            heads = ["linear classifier, %", *found]
+    return markdown(heads, lines) if lines else None
+
+
+def quick():
+    """The quick start of the front page: untrained → trained, and what each measure is."""
+    path = os.path.join(claims.FOLDER, "quick.jsonl")
+    if not os.path.exists(path):
+        return None
+    with open(path) as file:
+        rows = [json.loads(line) for line in file]
+    lines = []
+    for measure, name, _ in probe.ROWS:
+        cells = []
+        for group in ("rot", "scale"):
+            trained = [row for row in rows if row["group"] == group]
+            both = [row["untrained"] for row in trained], trained
+            values = [pd.Series([probe.mean_over_g(row, measure) for row in b]) for b in both]
+            cells.append(" → ".join(spread(v, measure) for v in values))
+        lines.append([name.replace("  ", "… "), *cells, QUICK[measure]])
+    heads = [f"{name}: untrained → trained" for name in ("turns", "scales")]
+    return markdown(["", *heads, "what it is"], lines)
 
 
 def by_epsilon():
@@ -293,11 +376,6 @@ def knob():
         lines.append([f"ε = {epsilon:g}", *cells, min(map(len, arms.values()))])
     heads = [" · ".join(LEARNED), *(HEADS[m] for m in measures), "seeds"]
     return markdown(heads, lines)
-
-
-def minute():
-    """Scale with 3 functions and the maximum, one epoch of all 60,000 digits."""
-    return read_outs([*READ, "error", "invariance"], "minute")
 
 
 def compared():
@@ -326,9 +404,7 @@ def published():
             if loss in theirs:
                 cells[-1] += f" *({theirs[loss]})*"
         free = spread(frozen["linear_all"], "linear_all") if "linear_all" in frozen else ""
-        counts = [len(runs) for runs in arms.values() if len(runs)]
-        few, most = min(counts), max(counts)
-        seeds = most if few == most else f"{few} to {most}"
+        seeds = counted(len(runs) for runs in arms.values() if len(runs))
         lines.append([title, images(rows), cells[0], free, *cells[1:], seeds])
     heads = ["top-1, %", "images × epochs", "untrained", "untrained, all slots (linear)"]
     heads += [*list(LOSSES.values())[1:], "seeds"]
@@ -461,8 +537,8 @@ def spent():
     return f"{len(every)} runs, about {seconds / 3600:.0f} hours, most of them with one CPU thread"
 
 
-TABLES = (answers, primary, taught, added, negatives, audit, gains, minute, published, bundle)
-TABLES += (bench, spent, front, draw, few, riddle, knob)
+TABLES = (answers, primary, taught, added, negatives, slots, audit, gains, published)
+TABLES += (bundle, bench, spent, quick, front, draw, few, riddle, knob)
 TABLES = {table.__name__: table for table in TABLES}
 
 

@@ -40,6 +40,8 @@ def made_up(folder, names=run.EXPERIMENTS, gains=None):
                 row |= dict(invariance=[0.5 + gain / 100 + noise[0] / 100] * 3, equation1=[0.2] * 3)
                 row |= dict(retrieval=[50.0 + gain + noise[1]], bins=[100.0], train_seconds=60.0)
                 row |= dict(train_images=row["train_size"] or 60000, test_images=5000)
+                if name == "quick":
+                    row["untrained"] = dict(row)
                 file.write(json.dumps(row) + "\n")
 
 
@@ -121,7 +123,18 @@ def test_the_committed_page_is_what_the_rows_say():
 def test_the_front_page_shows_what_the_rows_say():
     with open(os.path.join(ROOT, "README.md")) as file:
         page = file.read()
-    assert tables.front() in page, "python results/tables.py front"
+    for name in ("front", "quick"):
+        assert tables.table(name) in page, f"python results/tables.py {name}"
+    taught = claims.load("taught")
+    for told, *what in (  # differences, with their intervals
+        ("turns gain 0.6", "linear_one", "rot, H-SSL", "rot, untrained"),
+        ("so 4", "linear_all_changed", "trans, near + jitter", "trans, untrained"),
+    ):
+        found = claims.difference(taught, *what)
+        assert f"{told} ({tables.span(found, what[0])})" in page
+        assert f"{found['mean']:.1f}".startswith(told.split()[-1])
+    vote = [claims.by_seed(taught, "knn_one", f"rot, {a}").mean() for a in ("untrained", "H-SSL")]
+    assert "from {:.0f} to {:.0f} %".format(*vote) in page
     for arm in ("H-SSL + shift", "untrained", "shift alone"):
         top1 = claims.by_seed(claims.load("minute"), "top1", f"scale, {arm}")
         assert tables.spread(top1, "top1") in page, arm
