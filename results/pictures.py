@@ -89,7 +89,7 @@ def taught():
 
 def cifar10():
     parts = {GROUPS[g]: rows for g, rows in load("cifar10").groupby("group", sort=False)}
-    title = "CIFAR-10, an eighth of the width: all but negatives alone and any two positions teach"
+    title = "CIFAR-10, an eighth of the width: a second slot teaches, but not if it is any position"
     return columns_of_dots(parts, title)
 
 
@@ -209,8 +209,7 @@ def riddle():
     axes[0].set_ylabel("per cent")
     dots = {t: h for ax in axes for h, t in zip(*ax.get_legend_handles_labels())}
     figure.legend(dots.values(), dots.keys(), loc="outside lower center", ncols=len(dots))
-    title = "H-SSL solves turns and scales; ink was first before, too; whitened, scales gain more"
-    figure.suptitle(title)
+    figure.suptitle("H-SSL solves turns and scales; kNN falls with turns, but not once whitened")
     return figure
 
 
@@ -246,10 +245,7 @@ def few():
         ax.set_ylabel("linear classifier, %")
     lines = {t: h for ax in axes.flat for h, t in zip(*ax.get_legend_handles_labels())}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines))
-    title = (
-        "Turned digits, all slots: over free pooling jitter alone gains 7 to 24, H-SSL at most 6"
-    )
-    figure.suptitle(title)
+    figure.suptitle("All slots: jitter alone gains most with turns, H-SSL + jitter with positions")
     return figure
 
 
@@ -262,9 +258,12 @@ def draw():
         for loss in COLOURS:
             runs = frame[frame["arm"] == f"trans, {loss}{ending}"]
             mark = "s" if "jitter" in loss else "o"
-            label = spelled(loss) if len(runs) and not ending else None
+            name = loss.replace("near", "neighbours").replace("H-SSL", "any two")
+            label = name if len(runs) and not ending else None
             look = dict(color=COLOURS[loss], label=label, ms=6)
             ax.plot(runs["where"], runs["linear_all_changed"], mark, **look)
+        free = by_seed(frame, "linear_all_changed", "trans, untrained").mean()
+        ax.axhline(free, color=COLOURS["untrained"], lw=0.8)
         ax.set(title=title, xlabel="the slot's share of the features, %", xlim=(0, 100))
         ax.grid(color="0.92")
     axes[0].set_ylabel("linear, all slots, shifted digits, %")

@@ -43,7 +43,7 @@ HEADS = {  # measure → the head of its column
 }
 READ = list(HEADS)[:5]
 LEARNED = list(LOSSES.values())[:3]  # all but supervised
-ANSWERS = {"holds": "**yes**", "opposite": "**opposite**", "open": "open"}
+ANSWERS = {"holds": "yes", "opposite": "opposite", "open": "open"}
 # Top-1 beside the paper's: title, experiments, data set, arms without their losses, its table
 KINDS = [
     *((f"MNIST, {name}", "taught labels", "mnist", g, "table1") for g, name in GROUPS.items()),
@@ -226,20 +226,6 @@ def taught():
     return read_outs(measures, "taught")
 
 
-def negatives():
-    """The pilot of negatives alone as text: a linear classifier on one slot, rate by rate."""
-    frame = load("pilot_negatives")
-    if frame.empty:
-        return None
-    frame["rate"] = frame["lr"].where(frame["epochs"] > 0, 0)
-    values = frame.pivot(index="group", columns="rate", values="linear_one")
-    texts = []
-    for group, name in GROUPS.items():
-        numbers = ", ".join(number(v, "linear_one") for v in values.loc[group])
-        texts.append(f"{name} at {numbers} %")
-    return "; ".join(texts)
-
-
 def added():
     """What slots add to an untrained network, and to jitter."""
     frame, lines = load("taught"), []
@@ -303,7 +289,7 @@ def draw():
 
 def readings():
     """What the front page shows: (what is read, {what the views are: {loss: values by seed}})."""
-    losses = ("untrained", "negatives alone", "H-SSL", "jitter alone", "H-SSL + jitter")
+    losses = ("untrained", "negatives alone", "H-SSL", "A-SSL", "jitter alone", "H-SSL + jitter")
     for title, experiment, measure in (
         ("digits, one slot", "taught", "linear_one"),
         ("digits changed by g, all slots", "taught", "linear_all_changed"),
@@ -327,7 +313,7 @@ def front():
     """The table of the front page: what a linear classifier reads."""
     lines = []
     for title, parts in readings():
-        lines.append([f"**{title}**", *[""] * 5])
+        lines.append([f"**{title}**", *[""] * 6])
         for name, found in parts.items():
             lines.append([name, *(spread(values, "top1") for values in found.values())])
             heads = ["linear classifier, %", *found]
@@ -526,7 +512,7 @@ def bench():
         lines.append([row["what"], *speed, f"{row['ratio']:.2f}"])
     both = ", ".join(f"{name}: {value:,.0f}" for name, value in found["processes"].items())
     table = markdown(["images a second", *found["heads"], "H-SSL / A-SSL"], lines)
-    return f"{table}\n\n*{found['machine']}. train.py, quick start: {both}.*"
+    return f"{table}\n\n*{found['machine']}. train.py, quick start: {both} (two threads in all).*"
 
 
 def spent():
@@ -537,7 +523,7 @@ def spent():
     return f"{len(every)} runs, about {seconds / 3600:.0f} hours, most of them with one CPU thread"
 
 
-TABLES = (answers, primary, taught, added, negatives, slots, audit, gains, published)
+TABLES = (answers, primary, taught, added, slots, audit, gains, published)
 TABLES += (bundle, bench, spent, quick, front, draw, few, riddle, knob)
 TABLES = {table.__name__: table for table in TABLES}
 

@@ -128,7 +128,7 @@ def test_the_front_page_shows_what_the_rows_say():
     taught = claims.load("taught")
     for told, *what in (  # differences, with their intervals
         ("turns gain 0.6", "linear_one", "rot, H-SSL", "rot, untrained"),
-        ("so 4", "linear_all_changed", "trans, near + jitter", "trans, untrained"),
+        ("jitter gain 4", "linear_all_changed", "trans, near + jitter", "trans, untrained"),
     ):
         found = claims.difference(taught, *what)
         assert f"{told} ({tables.span(found, what[0])})" in page
