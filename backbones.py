@@ -68,12 +68,14 @@ class Backbone(nn.Module):
 class ConvNet(Backbone):
     """A network of convolutions that sees the slots as a part of the batch, see gconv.fold.
 
-    A subclass sets `normalise` and `channels`, makes its layers, calls `finish`, and has
+    A subclass makes its layers, sets `channels`, calls `finish`, and has
     folded(y, axis): (N, C_in, H, W) → (N, C, H', W').  stride: pixels from position to position.
     """
 
-    def finish(self, lifting, extent, group, size):
+    def finish(self, lifting, extent, group, normalise, pool, size):
         """Set what follows from the layers, once they are there.  lifting: the first of them."""
+        self.normalise = normalise or nn.Identity()
+        self.pool = pool
         self.geometry = geometry_of(self)
         self.stride = math.prod(stride for _, stride, _ in self.geometry)
         self.lifted = lifting.order  # G, the length of the lifted axis
@@ -168,8 +170,6 @@ class MNISTNet(ConvNet):
         group=None,
     ):
         super().__init__()
-        self.normalise = normalise or nn.Identity()
-        self.pool = pool
         c1, c2, c3 = [scaled(c, width) for c in (32, 64, 128)]
         lift = dict(scales=scales, rotations=rotations)
         then = dict(stride=2, padding=3, extent=extent, **lift)
@@ -177,7 +177,7 @@ class MNISTNet(ConvNet):
         self.convs = nn.ModuleList([first, conv(c1, c2, 7, 3, **then), conv(c2, c3, 7, 3, **then)])
         self.norms = nn.ModuleList([nn.BatchNorm2d(c) for c in (c1, c2, c3)])
         self.channels = c3
-        self.finish(first, extent, group, size=29)
+        self.finish(first, extent, group, normalise, pool, size=29)
 
     def folded(self, y, axis):
         for conv, norm in zip(self.convs, self.norms, strict=True):
@@ -240,8 +240,6 @@ class ResNet20(ConvNet):
         group=None,
     ):
         super().__init__()
-        self.normalise = normalise or nn.Identity()
-        self.pool = pool
         lift = dict(scales=scales, rotations=rotations)
         then = dict(extent=extent, **lift)
         c = scaled(64, width)
@@ -256,7 +254,7 @@ class ResNet20(ConvNet):
                 self.blocks.append(BasicBlock(c, c_out, stride if b == 0 else 1, conv, **then))
                 c = c_out
         self.channels = c
-        self.finish(self.lifting, extent, group, size=31)
+        self.finish(self.lifting, extent, group, normalise, pool, size=31)
 
     def folded(self, y, axis):
         y = F.relu(self.norm(self.conv(self.lifting(y, axis), axis)))  # (N, 64, 25, 25)

@@ -124,11 +124,9 @@ class Translation(Group):
 
     def signed(self, g):
         """The shortest shift that equals g on the torus: dy and dx (…,) long, within ±size/2."""
-        dy = g // self.width
-        dx = g % self.width
-        dy = torch.where(dy > self.height // 2, dy - self.height, dy)
-        dx = torch.where(dx > self.width // 2, dx - self.width, dx)
-        return dy, dx
+        up = (self.height - 1) // 2
+        left = (self.width - 1) // 2
+        return (g // self.width + up) % self.height - up, (g + left) % self.width - left
 
     def T(self, x, g):
         """T_g x: image b moved by stride·signed(g[b]) pixels."""

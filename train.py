@@ -90,6 +90,7 @@ NUMBERS = {  # type, default, smallest, meaning
     "probe-epochs": (int, 0, 0, "also measure before every N epochs, for metrics.jsonl"),
     "probe-size": (int, None, 2, "learn the read-outs on N training images (default all)"),
 }
+SIGNALS = [getattr(signal, s) for s in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, s)]
 # may differ when a run goes on: where it runs, and what is measured
 FREE = ("out", "data_dir", "device", "probe_epochs", "probe_size", "before")
 
@@ -229,14 +230,13 @@ class Objective(nn.Module):
         self.classifier = classifier
         h.requires_grad_(args.loss not in ("supervised", "frozen"))
         classifier.requires_grad_(args.loss == "supervised")  # else probe.py fits a linear layer
-        self.chance = 2  # if all cosines are 0
-        if args.objective not in ("byol", "simsiam"):
-            self.chance = losses.chance(args.batch_size, args.objective)
+        self.regresses = args.objective in ("byol", "simsiam")
+        self.chance = 2 if self.regresses else losses.chance(args.batch_size, args.objective)
         d = h[-1].num_features  # D
         self.W = None
         if args.objective == "bilinear":
             self.W = nn.Parameter(torch.eye(d) / d)  # (D, D)
-        if args.objective in ("byol", "simsiam"):
+        if self.regresses:
             hidden = (nn.Linear(d, d, bias=False), nn.BatchNorm1d(d), nn.ReLU())
             self.q = nn.Sequential(*hidden, nn.Linear(d, d))  # the predictor
         if args.objective == "byol":
@@ -249,7 +249,7 @@ class Objective(nn.Module):
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             return F.cross_entropy(logits, labels), None, None
         y1, y2 = self.pairs.views(self.f, self.h, x, *drawn, x2=x2)  # (B, D) twice
-        if objective in ("byol", "simsiam"):
+        if self.regresses:
             t1, t2 = y1, y2
             if objective == "byol":
                 t1, t2 = self.pairs.views(*self.target, x, *drawn, x2=x2)  # (B, D) twice
@@ -341,7 +341,7 @@ def load_run(args):
                 raise UsageError(f"{args.out} has a {name} of something else: take another --out")
         return None
     try:
-        if zipfile.ZipFile(path).testzip():  # a checkpoint is a zip file: each part has a checksum
+        if zipfile.ZipFile(path).testzip():  # a zip file: each part has a checksum
             raise ValueError("damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         old = dict(saved["config"])
@@ -396,9 +396,8 @@ def note_signals(say):
                 say("stopping after this step; another signal ends the process at once")
             came.append((number, time.monotonic()))
 
-    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(tell)
     threading.Thread(target=listen, daemon=True).start()
@@ -412,7 +411,7 @@ def fit_into_memory(model, args, x, share, device, dtype, world=1):
     share  images of a batch for this process
     Raises UsageError if they don't fit at all."""
     if device.type == "cuda":
-        memory = torch.cuda.mem_get_info(device)[0]  # that no one else uses
+        memory = torch.cuda.mem_get_info(device)[0]  # that is free
     elif hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         memory /= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # the processes of this machine
@@ -459,9 +458,19 @@ def seeded(*key):
 
 
 # ---- the run, in order
-def main(argv=None):  # noqa: C901  one body, in the order in which it runs
-    """Do what the command line says.  From then on it keeps TERM, INT and HUP."""
-    args = parse(argv)
+def main(argv=None):
+    """Do what the command line says.  Afterwards signals do what they did before."""
+    fd = signal.set_wakeup_fd(-1)
+    before = [(number, signal.getsignal(number)) for number in SIGNALS]
+    try:
+        run(parse(argv))
+    finally:
+        signal.set_wakeup_fd(fd)
+        for each in before:
+            signal.signal(*each)
+
+
+def run(args):  # noqa: C901  one body, in the order it runs
     rank, local, world, device = start(args.device)
 
     def say(text):
@@ -514,7 +523,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
     parameters = sum(p.numel() for p in f.parameters())
 
     # ---- how long, and from where
-    per_epoch = n // args.batch_size  # the images that are left over wait for the next epoch
+    per_epoch = n // args.batch_size  # images left over wait for the next epoch
     steps = args.epochs * per_epoch
     warmup = round(args.warmup_epochs * per_epoch)
     peak = args.lr * args.batch_size / 256
@@ -633,7 +642,7 @@ def main(argv=None):  # noqa: C901  one body, in the order in which it runs
         sys.exit((128 + signals[0][0]) if signals else 1)
     if rank > 0:
         return
-    signals.append((0, -math.inf))  # all is saved: the next signal counts as a second one
+    signals.append((0, -math.inf))  # all is saved: the next one ends it
 
     # ---- the end: only the first process
     log.close()

@@ -1,9 +1,11 @@
 """The trainer's parts: LARS by hand, the schedule, what is learned, the flags, memory; and that
 training learns."""
 
+import functools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -205,7 +207,7 @@ def test_supervised_training_is_cross_entropy():
 def watched(monkeypatch, tmp_path):
     """Run the command here, on random images, up to the measures → what the loop did."""
 
-    def run(*flags):
+    def run(*flags, note=lambda say: []):
         seen = SimpleNamespace(x=[], x2=[], y=[], g=[], optimizer=None, rates=[])
         forward, step = train.Objective.forward, train.LARS.step
 
@@ -226,7 +228,7 @@ def watched(monkeypatch, tmp_path):
             patch.setattr(train.Objective, "forward", watch_forward)
             patch.setattr(train.LARS, "step", watch_step)
             patch.setattr(data, "load", lambda *chosen: digits())
-            patch.setattr(train, "note_signals", lambda say: [])
+            patch.setattr(train, "note_signals", note)
             patch.setattr(train, "measure", lambda *_: {})
             patch.setattr(train, "lock", lambda folder: None)
             patch.setattr(train, "fit_into_memory", lambda *more: None)
@@ -254,6 +256,23 @@ def test_an_epoch_shows_every_image_once_with_new_elements(watched):
         assert int(found) % 3 == y
     other = watched("--group", "trans", "--out", "s", "--seed", 1)
     assert not torch.equal(images, (255 * torch.stack(other.x)).round())
+
+
+def test_afterwards_signals_do_what_they_did_before(watched, monkeypatch, request):
+    """So that Ctrl-C after a run inside Jupyter does not end its process."""
+
+    def mine(*_):
+        pass
+
+    for number in train.SIGNALS:
+        request.addfinalizer(functools.partial(signal.signal, number, signal.signal(number, mine)))
+    watched("--out", "r", note=train.note_signals)
+    assert {signal.getsignal(number) for number in train.SIGNALS} == {mine}
+    monkeypatch.setattr(train, "finite", lambda *_: False)
+    with pytest.raises(data.UsageError, match="not finite"):
+        watched("--out", "s", note=train.note_signals)
+    assert {signal.getsignal(number) for number in train.SIGNALS} == {mine}
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_the_loop_follows_the_schedule_and_gives_lars_its_flags(watched):
