@@ -178,20 +178,20 @@ class LARS(torch.optim.Optimizer):
         v = m·v + q·d       momentum
         p = p - lr·v
 
-    Tensors of one dimension (biases, norms) get q = 1 and wd = 0.  Takes parameter groups.  Needs
-    only torch."""
+    Tensors of one dimension (biases, norms) get q = 1 and wd = 0.  Needs only torch."""
 
     def __init__(self, params, lr=0.1, momentum=0.9, weight_decay=1e-4, eta=0.001):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, eta=eta))
 
     @torch.no_grad()
-    def step(self):
-        """Move every tensor that has a gradient, in place."""
+    def step(self, closure=None):
+        """Move every tensor that has a gradient, in place → closure(), if there is one."""
+        loss = torch.enable_grad()(closure)() if closure else None
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is None:
-                    continue
                 d = p.grad
+                if d is None:
+                    continue
                 if p.dim() > 1:
                     d = d.add(p, alpha=group["weight_decay"])
                     size = p.norm()
@@ -203,6 +203,7 @@ class LARS(torch.optim.Optimizer):
                 v = self.state[p]["v"]
                 v.mul_(group["momentum"]).add_(d)
                 p.add_(v, alpha=-group["lr"])
+        return loss
 
 
 def learning_rate(step, steps, warmup, peak):
@@ -281,12 +282,12 @@ def start(wanted=None):
     device = torch.device(name)
     if name == "cpu":
         with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
-            # Let glibc keep freed memory: else each step gives it back, and faults its pages again.
+            # Else glibc gives freed memory back after each step, and faults its pages again.
             ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
             ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     if name == "cuda":
         if local >= torch.cuda.device_count():
-            raise UsageError(f"process {local} has no GPU: start one for each of them at most")
+            raise UsageError(f"process {local} has no GPU: start at most one for each")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = False  # --amp off means float32
@@ -419,7 +420,7 @@ def fit_into_memory(model, args, x, share, device, dtype, world=1):
         return
 
     drawn = model.pairs.draw(len(x), seeded(args.seed))
-    labels = torch.zeros(len(x), dtype=torch.long, device=device)
+    labels = x.new_zeros(len(x)).long()
 
     def kept(times):
         x1, *given = [torch.cat([t] * times) for t in (x, labels, *drawn)]
@@ -470,7 +471,7 @@ def main(argv=None):
             signal.signal(*each)
 
 
-def run(args):  # noqa: C901  one body, in the order it runs
+def run(args):  # noqa: C901
     rank, local, world, device = start(args.device)
 
     def say(text):
@@ -538,7 +539,7 @@ def run(args):  # noqa: C901  one body, in the order it runs
     if largest(device, step) != [step]:
         raise UsageError(f"--out {args.out} must be on a disk that all processes share")
     x = images.train_x.to(device)  # (N, C_in, H, H) uint8
-    y = torch.zeros(n, dtype=torch.long) if images.train_y is None else images.train_y
+    y = torch.zeros(n).long() if images.train_y is None else images.train_y
     y = y.to(device)  # (N,)
     share = slice(rank * args.batch_size // world, (rank + 1) * args.batch_size // world)
     if steps:
@@ -570,7 +571,7 @@ def run(args):  # noqa: C901  one body, in the order it runs
         if (there["step"] if there else 0) != step:
             raise UsageError(f"another process has just gone on with {args.out}: start again")
         if not saved:
-            save_run()  # before the log, so that a folder with a log can always go on
+            save_run()  # before the log: a folder with a log can always go on
         log = open_log(os.path.join(args.out, "metrics.jsonl"), step)
 
     # ---- the loop
@@ -639,7 +640,7 @@ def run(args):  # noqa: C901  one body, in the order it runs
         dist.destroy_process_group()
     if stop or signals:
         say(f"stopped after step {step} of {steps}: the same command goes on")
-        sys.exit((128 + signals[0][0]) if signals else 1)
+        sys.exit(128 + signals[0][0] if signals else 1)
     if rank > 0:
         return
     signals.append((0, -math.inf))  # all is saved: the next one ends it

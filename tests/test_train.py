@@ -65,6 +65,20 @@ def test_lars_against_steps_by_hand(double):
     assert torch.equal(parameters[5], start[5])
 
 
+def test_lars_takes_a_closure_as_torchs_optimisers_do():
+    """Lightning, for one, passes it.  The closure computes the gradient, so it must have one."""
+    p = nn.Parameter(torch.tensor([2.0]))
+    optimizer = train.LARS([p], lr=0.5)
+
+    def closure():
+        loss = (p**2).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 4 and p == 2 - 0.5 * 4
+    assert optimizer.step() is None
+
+
 def test_lars_defaults_are_those_of_the_paper_it_follows():
     group = train.LARS([nn.Parameter(torch.ones(1))]).param_groups[0]
     expected = dict(lr=0.1, momentum=0.9, weight_decay=1e-4, eta=0.001)
