@@ -65,11 +65,11 @@ PAIRED = (  # what the two views of H-SSL are: for readers, the group, the loss
 )
 LABELS = (10, 100, 1000, 10000)
 QUICK = {  # measure of the quick start → what it is
-    "error": "how far Γ_g's prediction is from f(T_g x), over the change under g; "
-    "1: as bad as no prediction",
+    "error": "how far Γ_g's prediction is from f(T_g x), divided by the change under g (next "
+    "row); 1: as bad as no prediction",
     "invariance": "how far T_g moves the features; 1: as far as another digit",
-    "retrieval": "of 1,000 digits, how many are nearest to their own changed copy; by chance "
-    "0.1, by eight grey values 100 (turns) and 0.1 (scales)",
+    "retrieval": "of 1,000 digits, how many are nearest to their own changed copy; by chance 0.1; "
+    "by counts of eight grey values, without a network, 100 (turns) and 0.1 (scales)",
     "linear_one": "a linear classifier on one slot, learned on unchanged digits",
     "linear_one_changed": "the same classifier, on digits changed by g",
     "linear_all": "a linear classifier on the maximum over the slots",
