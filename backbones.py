@@ -73,7 +73,7 @@ class ConvNet(Backbone):
     """
 
     def finish(self, lifting, extent, group, normalise, pool, size):
-        """Set what follows from the layers, once they are there.  lifting: the first of them."""
+        """Set the rest, once the layers are there.  lifting: the first of them."""
         self.normalise = normalise or nn.Identity()
         self.pool = pool
         self.geometry = geometry_of(self)

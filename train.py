@@ -287,7 +287,7 @@ def start(wanted=None):
             ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     if name == "cuda":
         if local >= torch.cuda.device_count():
-            raise UsageError(f"process {local} has no GPU: start at most one for each")
+            raise UsageError(f"process {local} has no GPU: start one per GPU")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = False  # --amp off means float32
@@ -391,15 +391,15 @@ def note_signals(say):
     def listen():
         while True:
             number = os.read(hear, 1)[0]
-            if came and time.monotonic() - came[0][1] > 1:  # torchrun sends the first one twice
+            if came and time.monotonic() - came[0][1] > 1:  # torchrun may send it twice
                 os._exit(128 + number)
             if not came:
                 say("stopping after this step; another signal ends the process at once")
             came.append((number, time.monotonic()))
 
-    for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
-            signal.signal(number, lambda *_: None)
+    for n in SIGNALS:
+        if signal.getsignal(n) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(n, lambda *_: None)
     signal.set_wakeup_fd(tell)
     threading.Thread(target=listen, daemon=True).start()
     return came
@@ -460,18 +460,20 @@ def seeded(*key):
 
 # ---- the run, in order
 def main(argv=None):
-    """Do what the command line says.  Afterwards signals do what they did before."""
+    """The command inside Python.  Afterwards signals do what they did before."""
+    args = parse(argv)
     fd = signal.set_wakeup_fd(-1)
-    before = [(number, signal.getsignal(number)) for number in SIGNALS]
+    before = [(n, signal.getsignal(n)) for n in SIGNALS]
     try:
-        run(parse(argv))
+        run(args)
     finally:
-        signal.set_wakeup_fd(fd)
         for each in before:
             signal.signal(*each)
+        signal.set_wakeup_fd(fd)
 
 
 def run(args):  # noqa: C901
+    """From the loop on it keeps SIGNALS; while it measures, one of them ends it."""
     rank, local, world, device = start(args.device)
 
     def say(text):
@@ -578,7 +580,7 @@ def run(args):  # noqa: C901
     signals = note_signals(say)
     wrapped = DistributedDataParallel(model) if world > 1 and steps else model
     bar = tqdm(total=steps, initial=step, unit="step", disable=rank > 0 or not sys.stderr.isatty())
-    started = time.perf_counter() - seconds  # as if the run were unbroken
+    started = time.perf_counter() - seconds  # as if unbroken
     saved_at = time.perf_counter()
     shuffled = None
     stop = 0
@@ -643,7 +645,7 @@ def run(args):  # noqa: C901
         sys.exit(128 + signals[0][0] if signals else 1)
     if rank > 0:
         return
-    signals.append((0, -math.inf))  # all is saved: the next one ends it
+    signals.append((0, -math.inf))  # all is saved
 
     # ---- the end: only the first process
     log.close()
@@ -703,7 +705,7 @@ def open_log(path, step):
 
 if __name__ == "__main__":
     try:
-        main()
-    except (UsageError, OSError) as error:  # what the user can mend, in one line
+        run(parse())
+    except (UsageError, OSError) as error:  # what the user can mend
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -60,15 +60,16 @@ def columns_of_dots(frames, title):
 
 
 def front():
-    """The front page: what a linear classifier reads, a row for each kind of test image."""
+    """The front page: what a linear classifier reads off digits and CIFAR-10."""
     rows = list(tables.readings())
     size = (11, 0.4 + 1.7 * len(rows))
     figure, axes = plt.subplots(len(rows), 4, figsize=size, sharex="row", squeeze=False)
     for line, (title, parts) in zip(axes, rows):
-        for ax, found in zip(line, parts.values()):
+        for ax, found, (_, _, h_ssl) in zip(line, parts.values(), tables.PAIRED):
             for y, (loss, values) in enumerate(found.items()):
-                ax.plot(values, [y] * len(values), "o", color=COLOURS[loss], ms=5, alpha=0.7)
-                ax.plot(values.mean(), y, "|", color=COLOURS[loss], ms=14)
+                colour = COLOURS[loss.replace("H-SSL", h_ssl)]
+                ax.plot(values, [y] * len(values), "o", color=colour, ms=5, alpha=0.7)
+                ax.plot(values.mean(), y, "|", color=colour, ms=14)
             ax.axvline(found["untrained"].mean(), color=COLOURS["untrained"], lw=0.8)
             ax.set(yticks=range(len(found)), yticklabels=found if ax is line[0] else [])
             ax.set_ylim(len(found) - 0.5, -0.5)

@@ -241,26 +241,28 @@ def added():
 
 
 def slots():
-    """What the second slot adds to one slot read twice, without and with jitter: one slot."""
+    """One slot: what negatives alone add, and what H-SSL adds to each of its nulls."""
     lines, m = [], "linear_one"
+    kinds = (
+        ("negatives alone", "untrained"),
+        ("H-SSL", "untrained"),
+        ("H-SSL", "negatives alone"),
+        ("H-SSL", "jitter alone"),
+        ("H-SSL + jitter", "jitter alone"),
+    )
     for title, experiment in (("digits", "taught"), ("CIFAR-10", "cifar10")):
         frame = load(experiment)
         for name, group, loss in PAIRED if len(frame) else ():
-            pairs = (
-                ("negatives alone", "untrained"),
-                (loss, "untrained"),
-                (loss, "negatives alone"),
-                (loss, "jitter alone"),
-                (f"{loss} + jitter", "jitter alone"),
-            )
-            found = [difference(frame, m, f"{group}, {a}", f"{group}, {b}") for a, b in pairs]
-            if found[0]:
+            found = []
+            for pair in kinds:
+                a, b = (f"{group}, {arm.replace('H-SSL', loss)}" for arm in pair)
+                found.append(difference(frame, m, a, b))
+            if any(found):
                 cells = [signed(d, m) if d else "" for d in found]
                 seeds = counted(d["seeds"] for d in found if d)
                 lines.append([f"{title}, {name}", *cells, seeds])
-    heads = [f"H-SSL − {b}" for b in ("untrained", "negatives alone", "jitter alone")]
-    heads = ["one slot, in points", "negatives alone − untrained", *heads]
-    return markdown([*heads, "H-SSL + jitter − jitter alone", "seeds"], lines)
+    heads = [" − ".join(pair) for pair in kinds]
+    return markdown(["one slot, in points", *heads, "seeds"], lines)
 
 
 def by_slots():
@@ -295,29 +297,23 @@ def readings():
         ("digits changed by g, all slots", "taught", "linear_all_changed"),
         ("CIFAR-10, one slot", "cifar10", "linear_one"),
     ):
-        frame = load(experiment)
-        if len(frame):
-            yield (
-                title,
-                {
-                    name: {
-                        text: by_seed(frame, measure, f"{group}, {text.replace('H-SSL', loss)}")
-                        for text in losses
-                    }
-                    for name, group, loss in PAIRED
-                },
-            )
+        frame, parts = load(experiment), {}
+        for name, group, h_ssl in PAIRED if len(frame) else ():
+            arms = {loss: f"{group}, {loss.replace('H-SSL', h_ssl)}" for loss in losses}
+            parts[name] = {loss: by_seed(frame, measure, arm) for loss, arm in arms.items()}
+        if parts:
+            yield title, parts
 
 
 def front():
     """The table of the front page: what a linear classifier reads."""
-    lines = []
+    lines, heads = [], []
     for title, parts in readings():
-        lines.append([f"**{title}**", *[""] * 6])
+        heads = ["linear classifier, %", *parts["turns"]]
+        lines.append([f"**{title}**", *[""] * len(parts["turns"])])
         for name, found in parts.items():
             lines.append([name, *(spread(values, "top1") for values in found.values())])
-            heads = ["linear classifier, %", *found]
-    return markdown(heads, lines) if lines else None
+    return markdown(heads, lines)
 
 
 def quick():
@@ -327,14 +323,17 @@ def quick():
         return None
     with open(path) as file:
         rows = [json.loads(line) for line in file]
+
+    def cell(runs, measure):
+        return spread(pd.Series([probe.mean_over_g(run, measure) for run in runs]), measure)
+
     lines = []
     for measure, name, _ in probe.ROWS:
         cells = []
         for group in ("rot", "scale"):
             trained = [row for row in rows if row["group"] == group]
-            both = [row["untrained"] for row in trained], trained
-            values = [pd.Series([probe.mean_over_g(row, measure) for row in b]) for b in both]
-            cells.append(" → ".join(spread(v, measure) for v in values))
+            untrained = [row["untrained"] for row in trained]
+            cells.append(f"{cell(untrained, measure)} → {cell(trained, measure)}")
         lines.append([name.replace("  ", "… "), *cells, QUICK[measure]])
     heads = [f"{name}: untrained → trained" for name in ("turns", "scales")]
     return markdown(["", *heads, "what it is"], lines)

@@ -67,7 +67,7 @@ def life(folder, flags, die=None, how=(signal.SIGKILL,), hang=False, env=None, *
     if die:
         FAULTS[die[0]](die[1], fault)
     try:
-        train.main([str(flag) for flag in flags])
+        train.run(train.parse([str(flag) for flag in flags]))
     except train.UsageError as error:  # as at the end of train.py
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -280,13 +280,16 @@ def test_afterwards_signals_do_what_they_did_before(watched, monkeypatch, reques
 
     for number in train.SIGNALS:
         request.addfinalizer(functools.partial(signal.signal, number, signal.signal(number, mine)))
+    ends = os.pipe()
+    os.set_blocking(ends[1], False)
+    request.addfinalizer(functools.partial(signal.set_wakeup_fd, signal.set_wakeup_fd(ends[1])))
     watched("--out", "r", note=train.note_signals)
     assert {signal.getsignal(number) for number in train.SIGNALS} == {mine}
     monkeypatch.setattr(train, "finite", lambda *_: False)
     with pytest.raises(data.UsageError, match="not finite"):
         watched("--out", "s", note=train.note_signals)
     assert {signal.getsignal(number) for number in train.SIGNALS} == {mine}
-    assert signal.set_wakeup_fd(-1) == -1
+    assert signal.set_wakeup_fd(-1) == ends[1]
 
 
 def test_the_loop_follows_the_schedule_and_gives_lars_its_flags(watched):
