@@ -81,6 +81,34 @@ def front():
     return figure
 
 
+def primary():
+    """The six claims: the interval of each row, and where it had to lie (grey)."""
+    rows = [(name, row) for name, (_, rows) in claims.primary().items() for row in rows]
+    units = [row["measure"] == "invariance" for _, row in rows]
+    figure, axes = plt.subplots(2, 1, figsize=(11, 6), height_ratios=(10, 5))
+    for ax, unit, edge in zip(axes, (False, True), (75, 1.1)):
+        part = [row for row, is_change in zip(rows, units) if is_change == unit]
+        for y, (_, row) in enumerate(part):
+            side, value = row["asked"].split()
+            value = float(value)
+            asked = dict(above=(value, edge), below=(-edge, value), within=(-value, value))[side]
+            ax.barh(y, asked[1] - asked[0], left=asked[0], height=0.9, color="0.9")
+            colour = {"holds": "#3f7d3a", "opposite": "#b3261e"}.get(row["result"], "#c98a00")
+            ax.plot([row["low"], row["high"]], [y, y], "|-", color=colour, lw=2, ms=9)
+            ax.plot(row["mean"], y, "o", color=colour)
+        names = [
+            f"{name}  {tables.HEADS[row['measure']]}: {tables.named(row['a'])} − "
+            f"{tables.named(row['b']).split(', ', 1)[1]}"
+            for name, row in part
+        ]
+        ax.axvline(0, color="0.6", lw=0.8)
+        ax.set(yticks=range(len(part)), yticklabels=names, xlim=(-edge, edge))
+        ax.set_ylim(len(part) - 0.5, -0.5)
+        ax.set_xlabel("change under g (1: two different images)" if unit else "points")
+    figure.suptitle("Six claims: grey is what was asked; green holds, yellow is open, red opposite")
+    return figure
+
+
 def taught():
     frame = load("taught")
     parts = {GROUPS[g]: rows for g, rows in frame.groupby("group", sort=False)}
@@ -273,7 +301,7 @@ def draw():
     return figure
 
 
-PICTURES = (front, taught, minute, knob, published, cifar10, distance, riddle, few, draw)
+PICTURES = (front, primary, taught, minute, knob, published, cifar10, distance, riddle, few, draw)
 PICTURES = {picture.__name__: picture for picture in PICTURES}
 
 if __name__ == "__main__":

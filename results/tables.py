@@ -481,7 +481,7 @@ def gains():
                 cells = [signed(d, "top1") for d in found]
                 lines.append([title, f"{n:,}", *cells, min(d["seeds"] for d in found)])
     heads = ("H-SSL", "jitter alone", "H-SSL + jitter", "seeds")
-    return markdown(["all slots, changed", "labels", *heads], lines)
+    return markdown(["all slots, changed: points over free pooling", "labels", *heads], lines)
 
 
 def audit():
