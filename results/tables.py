@@ -69,11 +69,11 @@ QUICK = {  # measure of the quick start → what it is
     "row); 1: as bad as no prediction",
     "invariance": "how far T_g moves the features; 1: as far as another digit",
     "retrieval": "of 1,000 digits, how many are nearest to their own changed copy; by chance 0.1; "
-    "by counts of eight grey values, without a network, 100 (turns) and 0.1 (scales)",
+    "a histogram of eight grey values, without a network, finds 100 (turns) and 0.1 (scales)",
     "linear_one": "a linear classifier on one slot, learned on unchanged digits",
-    "linear_one_changed": "the same classifier, on digits changed by g",
+    "linear_one_changed": "the same classifier, on turned or shrunk digits",
     "linear_all": "a linear classifier on the maximum over the slots",
-    "linear_all_changed": "the same classifier, on digits changed by g",
+    "linear_all_changed": "the same classifier, on turned or shrunk digits",
     "top1": "a classifier built like the paper's",
 }
 RIDDLE = {  # measure of riddle.py → its name
