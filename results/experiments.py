@@ -161,11 +161,11 @@ EXPERIMENTS = {
     )
     + arms(*each(EIGHTH + "--group {group} " + LABELS, group=GROUPS), seeds=THREE)
     # added when turns had gained 14 points on two seeds: what do they gain over the nulls?  And,
-    # added when these nulls had run: do they add to jitter?
+    # added when these nulls had run: do they add to jitter?  (Any two positions came last.)
     + arms(
         *each(EIGHTH + "--group {group} " + PLAIN + TWICE, group=GROUPS),
         *each(EIGHTH + "--group {group} " + ALONE, group=GROUPS[:2]),
-        *each(EIGHTH + "--group {group} " + JITTER + "--loss hssl", group=GROUPS[:2]),
+        *each(EIGHTH + "--group {group} " + JITTER + "--loss hssl", group=GROUPS),
         seeds=THREE,
     ),
     "table2_cifar10": arms(
