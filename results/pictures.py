@@ -62,7 +62,7 @@ def columns_of_dots(frames, title):
 def front():
     """The front page: what a linear classifier reads off digits and CIFAR-10."""
     rows = list(tables.readings())
-    size = (11, 0.4 + 1.7 * len(rows))
+    size = (9.6, 0.4 + 1.6 * len(rows))
     figure, axes = plt.subplots(len(rows), 4, figsize=size, sharex="row", squeeze=False)
     for line, (title, parts) in zip(axes, rows):
         for ax, found, (_, _, h_ssl) in zip(line, parts.values(), tables.PAIRED):

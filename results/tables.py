@@ -111,6 +111,11 @@ def spread(values, measure):
     return mean if len(values) < 2 else f"{mean} ± {number(values.std(skipna=False), measure)}"
 
 
+def unbroken(values, measure):
+    """`spread` without a place where a line may end."""
+    return spread(values, measure).replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def counted(seeds):
     """The fewest and the most seeds of a row, as text."""
     seeds = sorted(seeds)
@@ -312,12 +317,12 @@ def front():
         heads = ["linear classifier, %", *parts["turns"]]
         lines.append([f"**{title}**", *[""] * len(parts["turns"])])
         for name, found in parts.items():
-            lines.append([name, *(spread(values, "top1") for values in found.values())])
+            lines.append([name, *(unbroken(values, "top1") for values in found.values())])
     return markdown(heads, lines)
 
 
 def quick():
-    """The quick start of the front page: untrained → trained, and what each measure is."""
+    """The quick start of the front page: what each measure is, and its values."""
     path = os.path.join(claims.FOLDER, "quick.jsonl")
     if not os.path.exists(path):
         return None
@@ -325,7 +330,7 @@ def quick():
         rows = [json.loads(line) for line in file]
 
     def cell(runs, measure):
-        return spread(pd.Series([probe.mean_over_g(run, measure) for run in runs]), measure)
+        return unbroken(pd.Series([probe.mean_over_g(run, measure) for run in runs]), measure)
 
     lines = []
     for measure, name, _ in probe.ROWS:
@@ -333,9 +338,9 @@ def quick():
         for group in ("rot", "scale"):
             trained = [row for row in rows if row["group"] == group]
             untrained = [row["untrained"] for row in trained]
-            cells.append(f"{cell(untrained, measure)} → {cell(trained, measure)}")
+            cells += [cell(untrained, measure), cell(trained, measure)]
         lines.append([name.replace("  ", "… "), *cells, QUICK[measure]])
-    heads = [f"{name}: untrained → trained" for name in ("turns", "scales")]
+    heads = [f"{name}: {when}" for name in ("turns", "scales") for when in ("untrained", "trained")]
     return markdown(["", *heads, "what it is"], lines)
 
 
