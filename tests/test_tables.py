@@ -197,7 +197,7 @@ def test_every_number_of_a_table_is_a_mean_over_seeds(folder):
     frame = claims.load("nearer")
     values = frame[frame["arm"] == "scale, A-SSL + jitter"]["linear_all"]
     assert (
-        f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" in tables.table("nearer")
+        f"{values.mean():.1f}±{values.std(ddof=1):.1f}" in tables.table("nearer")
         and len(values) == 5
     )
     assert list(dict.fromkeys(frame["arm"]))[0] == "scale, untrained"
