@@ -473,7 +473,7 @@ def main(argv=None):
 
 
 def run(args):  # noqa: C901
-    """From the loop on it keeps SIGNALS; while it measures, one of them ends it."""
+    """From the loop on it keeps SIGNALS; while it measures, one ends it."""
     rank, local, world, device = start(args.device)
 
     def say(text):
@@ -645,7 +645,7 @@ def run(args):  # noqa: C901
         sys.exit(128 + signals[0][0] if signals else 1)
     if rank > 0:
         return
-    signals.append((0, -math.inf))  # all is saved
+    signals.append((0, -math.inf))  # all is saved: one ends it
 
     # ---- the end: only the first process
     log.close()
