@@ -109,7 +109,9 @@ def spread(values, measure):
     if not len(values):
         return ""
     mean = number(values.mean(skipna=False), measure)
-    return mean if len(values) < 2 else f"{mean} ± {number(values.std(skipna=False), measure)}"
+    if len(values) < 2 or values.isna().any():
+        return mean
+    return f"{mean} ± {number(values.std(), measure)}"
 
 
 def counted(seeds):
