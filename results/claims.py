@@ -8,6 +8,7 @@ A run's arm is its short name, as in CLAIMS.md: "trans, near + jitter".
 """
 
 import json
+import math
 import os
 import re
 
@@ -140,15 +141,19 @@ def difference(frame, measure, a, b, level=0.95, seeds=None):
     return dict(mean_a=a.mean(), mean_b=b.mean(), seeds=len(seeds)) | interval(a - b, level)
 
 
-def result(low, high, asked):
-    """What an interval says about "above C", "below C" or "within C": holds, opposite or open."""
+def wanted(asked):
+    """Where "above C", "below C" or "within C" asks a difference to lie: two floats."""
     word, bound = asked.split()
-    bound = float(bound)
-    holds = dict(above=low > bound, below=high < bound, within=-bound < low and high < bound)
-    opposite = dict(above=high < bound, below=low > bound, within=low > bound or high < -bound)
-    if holds[word]:
+    c = float(bound)
+    return dict(above=(c, math.inf), below=(-math.inf, c), within=(-c, c))[word]
+
+
+def result(low, high, asked):
+    """What an interval says about what was `asked`: holds, opposite or open."""
+    least, most = wanted(asked)
+    if least < low and high < most:
         return "holds"
-    return "opposite" if opposite[word] else "open"  # open, too, if low and high are NaN
+    return "opposite" if high < least or low > most else "open"  # open, too, if they are NaN
 
 
 # ---------------------------------------------------------------- the primary claims

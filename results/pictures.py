@@ -24,25 +24,34 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 plt.rcParams["figure.constrained_layout.use"] = True
 
 
-def spelled(loss):
-    """A loss's name for readers."""
+def spelled(arm):
+    """What an arm trains with, for readers."""
+    group, loss = arm.split(", ")[:2]
+    if group == "trans":
+        loss = loss.replace("H-SSL", "any two")
     return loss.replace("near", "neighbours")
+
+
+def dots(ax, y, values, colour, fill):
+    """A dot for each seed, and | for their mean."""
+    ax.plot(values, [y] * len(values), "o", mec=colour, mfc=fill, ms=6)
+    ax.plot(values.mean(), y, "|", color=colour, ms=16)
+
+
+def lines_of(ax, labels):
+    """A line for each label, the first at the top."""
+    ax.set(yticks=range(len(labels)), yticklabels=labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.grid(axis="x", color="0.92")
 
 
 def dot_plot(ax, frame, measure, arms):
     """A line for each arm: a measure of test images as they are (filled), and changed (hollow)."""
     for y, name in enumerate(arms):
-        loss = name.split(", ")[1]
-        for m, fill in ((measure, COLOURS[loss]), (f"{measure}_changed", "white")):
-            values = by_seed(frame, m, name)
-            ax.plot(values, [y] * len(values), "o", mec=COLOURS[loss], mfc=fill, ms=6)
-            ax.plot(values.mean(), y, "|", color=COLOURS[loss], ms=16)
-    labels = [
-        spelled(name.replace("trans, H-SSL", "trans, any two").split(", ")[1]) for name in arms
-    ]
-    ax.set(yticks=range(len(arms)), yticklabels=labels)
-    ax.set_ylim(len(arms) - 0.5, -0.5)
-    ax.grid(axis="x", color="0.92")
+        colour = COLOURS[name.split(", ")[1]]
+        for m, fill in ((measure, colour), (f"{measure}_changed", "white")):
+            dots(ax, y, by_seed(frame, m, name), colour, fill)
+    lines_of(ax, [spelled(name) for name in arms])
 
 
 def columns_of_dots(frames, title):
@@ -68,12 +77,10 @@ def front():
         for ax, found, (_, _, h_ssl) in zip(line, parts.values(), tables.PAIRED):
             for y, (loss, values) in enumerate(found.items()):
                 colour = COLOURS[loss.replace("H-SSL", h_ssl)]
-                ax.plot(values, [y] * len(values), "o", color=colour, ms=5, alpha=0.7)
-                ax.plot(values.mean(), y, "|", color=colour, ms=14)
+                dots(ax, y, values, colour, colour)
             ax.axvline(found["untrained"].mean(), color=COLOURS["untrained"], lw=0.8)
-            ax.set(yticks=range(len(found)), yticklabels=found if ax is line[0] else [])
-            ax.set_ylim(len(found) - 0.5, -0.5)
-            ax.grid(axis="x", color="0.92")
+            lines_of(ax, list(found))
+            ax.tick_params(labelleft=ax is line[0])
         line[0].set_ylabel(title.replace(", ", ":\n").replace(" by g", "\nby g"), size=10)
     for ax, (name, _, _) in zip(axes[0], tables.PAIRED):
         ax.set_title(name)
@@ -83,27 +90,22 @@ def front():
 
 def primary():
     """The six claims: the interval of each row, and where it had to lie (grey)."""
-    rows = [(name, row) for name, (_, rows) in claims.primary().items() for row in rows]
-    units = [row["measure"] == "invariance" for _, row in rows]
+    every = [(name, row) for name, (_, rows) in claims.primary().items() for row in rows]
     figure, axes = plt.subplots(2, 1, figsize=(11, 6), height_ratios=(10, 5))
     for ax, unit, edge in zip(axes, (False, True), (75, 1.1)):
-        part = [row for row, is_change in zip(rows, units) if is_change == unit]
-        for y, (_, row) in enumerate(part):
-            side, value = row["asked"].split()
-            value = float(value)
-            asked = dict(above=(value, edge), below=(-edge, value), within=(-value, value))[side]
-            ax.barh(y, asked[1] - asked[0], left=asked[0], height=0.9, color="0.9")
+        labels = []
+        part = [pair for pair in every if (pair[1]["measure"] == "invariance") == unit]
+        for y, (name, row) in enumerate(part):
+            low, high = np.clip(claims.wanted(row["asked"]), -edge, edge)
+            ax.barh(y, high - low, left=low, height=0.9, color="0.9")
             colour = {"holds": "#3f7d3a", "opposite": "#b3261e"}.get(row["result"], "#c98a00")
             ax.plot([row["low"], row["high"]], [y, y], "|-", color=colour, lw=2, ms=9)
             ax.plot(row["mean"], y, "o", color=colour)
-        names = [
-            f"{name}  {tables.HEADS[row['measure']]}: {tables.named(row['a'])} − "
-            f"{tables.named(row['b']).split(', ', 1)[1]}"
-            for name, row in part
-        ]
+            a, b = tables.named(row["a"]), tables.named(row["b"])
+            labels.append(f"{name}  {tables.HEADS[row['measure']]}: {a} − {b.split(', ', 1)[1]}")
         ax.axvline(0, color="0.6", lw=0.8)
-        ax.set(yticks=range(len(part)), yticklabels=names, xlim=(-edge, edge))
-        ax.set_ylim(len(part) - 0.5, -0.5)
+        lines_of(ax, labels)
+        ax.set_xlim(-edge, edge)
         ax.set_xlabel("change under g (1: two different images)" if unit else "points")
     figure.suptitle("Six claims: grey is what was asked; green holds, yellow is open, red opposite")
     return figure
@@ -230,7 +232,7 @@ def riddle():
             loss = name.split(", ")[1]
             x = np.arange(len(RIDDLE)) + 0.15 * (i - 1.5)
             values = rows[list(RIDDLE)].T  # a line for each measure, a column for each seed
-            label = spelled(loss)
+            label = spelled(name)
             ax.plot(x, values, "o", color=COLOURS[loss], ms=4, label=label)
         ax.set_xticks(range(len(RIDDLE)), RIDDLE.values(), rotation=45, ha="right")
         ax.set(title=GROUPS[group], ylim=(-3, 103))
@@ -261,7 +263,7 @@ def few():
             names = [f"{measure}_{n}" for n in LABELS]
             for name, rows in part.groupby("arm", sort=False):
                 loss = name.split(", ")[1]
-                label = spelled(loss)
+                label = spelled(name)
                 look = dict(ls="--", marker="D") if loss == "supervised" else dict(marker="o")
                 means = rows[names].mean()
                 ax.plot(LABELS, means, color=COLOURS[loss], ms=4, label=label, **look)
@@ -287,8 +289,7 @@ def draw():
         for loss in COLOURS:
             runs = frame[frame["arm"] == f"trans, {loss}{ending}"]
             mark = "s" if "jitter" in loss else "o"
-            name = loss.replace("near", "neighbours").replace("H-SSL", "any two")
-            label = name if len(runs) and not ending else None
+            label = spelled(f"trans, {loss}") if len(runs) and not ending else None
             look = dict(color=COLOURS[loss], label=label, ms=6)
             ax.plot(runs["where"], runs["linear_all_changed"], mark, **look)
         free = by_seed(frame, "linear_all_changed", "trans, untrained").mean()

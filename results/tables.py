@@ -255,7 +255,7 @@ def slots():
     )
     for title, experiment in (("digits", "taught"), ("CIFAR-10", "cifar10")):
         frame = load(experiment)
-        for name, group, loss in PAIRED if len(frame) else ():
+        for name, group, loss in PAIRED:
             found = []
             for pair in kinds:
                 a, b = (f"{group}, {arm.replace('H-SSL', loss)}" for arm in pair)
@@ -301,10 +301,10 @@ def readings():
         ("CIFAR-10, one slot", "cifar10", "linear_one"),
     ):
         frame, parts = load(experiment), {}
-        for name, group, h_ssl in PAIRED if len(frame) else ():
+        for name, group, h_ssl in PAIRED:
             arms = {loss: f"{group}, {loss.replace('H-SSL', h_ssl)}" for loss in losses}
             parts[name] = {loss: by_seed(frame, measure, arm) for loss, arm in arms.items()}
-        if parts:
+        if len(frame):
             yield title, parts
 
 
@@ -321,22 +321,14 @@ def front():
 
 def quick():
     """The quick start of the front page: what each measure is, and its values."""
-    path = os.path.join(claims.FOLDER, "quick.jsonl")
-    if not os.path.exists(path):
+    frame, lines = load("quick"), []
+    if frame.empty:
         return None
-    with open(path) as file:
-        rows = [json.loads(line) for line in file]
-
-    def cell(runs, measure):
-        return spread(pd.Series([probe.mean_over_g(run, measure) for run in runs]), measure)
-
-    lines = []
     for measure, name, _ in probe.ROWS:
         cells = []
-        for group in ("rot", "scale"):
-            trained = [row for row in rows if row["group"] == group]
-            untrained = [row["untrained"] for row in trained]
-            cells += [cell(untrained, measure), cell(trained, measure)]
+        for _, runs in frame.groupby("group"):  # rot, scale
+            before = pd.Series([probe.mean_over_g(found, measure) for found in runs["untrained"]])
+            cells += [spread(before, measure), spread(runs[measure], measure)]
         lines.append([name.replace("  ", "… "), *cells, QUICK[measure]])
     heads = [f"{name}: {when}" for name in ("turns", "scales") for when in ("untrained", "trained")]
     return markdown(["", *heads, "what it is"], lines)
@@ -482,7 +474,7 @@ def gains():
             found = [difference(frame, f"all_changed_{n}", trained, free) for trained in arms]
             if all(found):
                 cells = [signed(d, "top1") for d in found]
-                lines.append([title, f"{n:,}", *cells, min(d["seeds"] for d in found)])
+                lines.append([title, f"{n:,}", *cells, counted(d["seeds"] for d in found)])
     heads = ("H-SSL", "jitter alone", "H-SSL + jitter", "seeds")
     return markdown(["all slots, changed: points over free pooling", "labels", *heads], lines)
 
