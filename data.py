@@ -47,7 +47,7 @@ def load(dataset, data_dir="data", train_size=None, seed=0, test_size=None, imag
     train_size  keep so many training images, 2 or more, chosen with `seed` (None: all)
     test_size   keep so many test images, 1 or more, the same for every seed (None: all)
     image_size  pad with black on the right and below, or crop there, to this size in px, 16 or
-                more; above 32 px they are resized to it
+                more; images above 29 px, but not those of 31 and 32, are resized to it
     Raises UsageError if images, labels or sizes are wrong."""
     sources = {
         "mnist5k": _mnist5k,

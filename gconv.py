@@ -302,7 +302,7 @@ def fold(z, order, slots=None):
     order  G, the length of the lifted axis
     slots  (B, n) long: of each image only these, N = B·n.  None (for maps always): all, N = |G|·B.
            They may stay on the CPU: then nothing waits for the GPU
-    ValueError for other slots.
+    ValueError if slots are not (B, n).
     """
     if slots is None:
         axis = Axis([z.shape[0]] * order)

@@ -55,7 +55,7 @@ class Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
-        zero = torch.zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))  # (C,)
+        zero = x.new_zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))  # (C,)
         here = torch.stack(torch.batch_norm_update_stats(x, zero, zero.clone(), 0.0))  # (2, C)
         ctx.world = dist.get_world_size()
         everyone = [torch.empty_like(here) for _ in range(ctx.world)]

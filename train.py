@@ -72,10 +72,10 @@ CHOICES = {  # the first is the default
 NUMBERS = {  # type, default, smallest, meaning
     "train-size": (int, None, 2, "use N training images, chosen with --seed"),
     "test-size": (int, None, 1, "use N test images, the same for every seed"),
-    "image-size": (int, None, 16, "pad or crop to N px (above 32 px: resize)"),
+    "image-size": (int, None, 16, "pad, crop or resize to N px"),
     "tau": (float, 0.1, 1e-4, "temperature of InfoNCE"),
     "base-size": (int, 1, 1, "|g0|, slots in a bundle (SimCLR and Table 2's assl: all)"),
-    "max-distance": (float, None, 0, "hssl: largest ‖g1 - g2‖²; 1: neighbours, 0: one slot twice"),
+    "max-distance": (float, None, 0, "hssl: how far apart two slots may be; 1: neighbours, 0: one"),
     "strength": (float, 0.2, 0, "largest shift, of the size (assl, --pairs matched, shift)"),
     "width": (float, 1.0, 1e-3, "factor for every number of channels"),
     "functions": (int, None, 1, "basis functions of the first layer (default all)"),
@@ -290,7 +290,7 @@ def start(wanted=None):
             raise UsageError(f"process {local} has no GPU: start one per GPU")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-        torch.backends.cudnn.allow_tf32 = False  # --amp off means float32
+        probe.full_float32()  # --amp off means float32
     if world > 1:
         wait = datetime.timedelta(days=1)  # the first process may download, or measure
         if name == "cuda":
@@ -544,7 +544,7 @@ def run(args):  # noqa: C901
     y = torch.zeros(n).long() if images.train_y is None else images.train_y
     y = y.to(device)  # (N,)
     share = slice(rank * args.batch_size // world, (rank + 1) * args.batch_size // world)
-    if steps:
+    if step < steps:
         fit_into_memory(model, args, x[:8] / 255, share.stop - share.start, device, dtype, world)
     say(
         f"{args.loss} on {args.dataset}: {n:,} images of {x.shape[-1]} px, group {args.group}, "
@@ -671,7 +671,7 @@ def finite(loss, model, scaler):
     if scaler.is_enabled():
         return bool(loss.isfinite()) and scaler.get_scale() > 2**-24
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    return bool((loss.detach() + nn.utils.get_total_norm(grads)).isfinite())
+    return bool((loss + nn.utils.get_total_norm(grads)).isfinite())
 
 
 def measure(model, image_group, y1, y2, x):

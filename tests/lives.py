@@ -73,13 +73,14 @@ def life(folder, flags, die=None, how=(signal.SIGKILL,), hang=False, env=None, *
         sys.exit(2)
 
 
-def change(curves=False, ignored=(), double=False, cpu=None):
+def change(curves=False, ignored=(), double=False, cpu=None, memory=None):
     """Change the world of a life.
 
     curves   draw curves.png, which takes a while
     ignored  signals that its parent ignores
     double   everything is float64
-    cpu      what torch.cpu.get_capabilities says"""
+    cpu      what torch.cpu.get_capabilities says
+    memory   how many bytes this machine has"""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # else as without nohup and &
         signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
     torch.set_default_dtype(torch.float64 if double else torch.float32)
@@ -89,6 +90,8 @@ def change(curves=False, ignored=(), double=False, cpu=None):
         probe.draw_curves = lambda folder: None
     if cpu is not None:
         torch.cpu.get_capabilities = lambda: cpu
+    if memory is not None:
+        os.sysconf = dict(SC_PHYS_PAGES=1, SC_PAGE_SIZE=memory).get
 
 
 # --------------------------------------------------------------------------------- its faults

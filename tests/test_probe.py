@@ -399,6 +399,7 @@ FOUND = dict(
 def test_the_means_over_g():
     assert probe.mean_over_g(FOUND, "invariance") == 1.0
     assert probe.mean_over_g(FOUND, "error") == pytest.approx((0.1 + 0.2) / 2)
+    assert probe.mean_over_g(dict(invariance=[0.0], equation1=[2.0]), "error") == 2.0  # not hidden
     assert probe.mean_over_g(FOUND, "top1") == 80.0
     for name in ("knn", "linear"):
         assert probe.mean_over_g(FOUND, name) is None

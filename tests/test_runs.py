@@ -292,11 +292,12 @@ def test_a_finished_run_prints_its_result_again_and_changes_nothing(
 
 @slow
 def test_a_finished_run_is_measured_again_with_other_measures(flags, unbroken, tmp_path):
+    """Also where its training would not fit into the memory."""
     shutil.copytree(unbroken, tmp_path / "r")
     old = json.loads((unbroken / "result.json").read_text()) | dict(processes=8, device="cuda:0")
     (tmp_path / "r/result.json").write_text(json.dumps(old))  # it was trained elsewhere
     more = ["--probe-size", 50, "--before"]
-    status, said, stderr = live(tmp_path, [*flags, *more])
+    status, said, stderr = live(tmp_path, [*flags, *more], memory=1)
     assert status == 0 and f"steps {STEPS} … {STEPS}" in said, stderr
     assert (tmp_path / "r/checkpoint.pt").read_bytes() == (unbroken / "checkpoint.pt").read_bytes()
     new = json.loads((tmp_path / "r/result.json").read_text())
