@@ -150,7 +150,7 @@ def test_the_front_page_shows_what_the_rows_say():
         line.split("|")[-2].strip() for line in tables.answers().split("\n") if line[:1] == "|"
     ]
     kinds = [sum(kind in answer for answer in answers[2:]) for kind in ("yes", "opposite", "open")]
-    told = "{} sentences of the paper to the test: {} hold, {} come out opposite, {} are open"
+    told = "{} sentences of the paper to the test: yes {}, opposite {}, open {}."
     assert told.format(len(answers) - 2, *kinds) in page
 
 
