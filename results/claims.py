@@ -127,12 +127,14 @@ def interval(values, level=0.95):
     return dict(mean=mean, low=mean - half, high=mean + half)
 
 
-def difference(frame, measure, a, b, level=0.95, seeds=None):
+def difference(frame, measure, a, b, level=0.95, seeds=None, other=None):
     """a - b of two arms, paired by seed: a dict of mean_a, mean_b, mean, low, high, seeds.
 
     seeds: these are tested, and no others.  None: all that both arms have, at least two.
+    other: the table with the runs of b, if it is another one.
     Returns None if a run is missing."""
-    a, b = by_seed(frame, measure, a), by_seed(frame, measure, b)
+    a = by_seed(frame, measure, a)
+    b = by_seed(frame if other is None else other, measure, b)
     both = a.index.intersection(b.index)
     seeds = list(both if seeds is None else seeds)
     if len(seeds) < 2 or not set(seeds) <= set(both):

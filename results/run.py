@@ -23,6 +23,7 @@ import time
 import zlib
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+RESULTS = os.path.join(ROOT, "results")
 sys.path.insert(0, ROOT)
 import train
 from results.experiments import EXPERIMENTS, NOT_RUNS
@@ -66,9 +67,8 @@ def wanted(names, budget):
     return runs
 
 
-def rows():
+def rows(folder=RESULTS):
     """Every row of results/: [(file, row)]."""
-    folder = os.path.join(ROOT, "results")
     found = []
     for name in sorted(os.listdir(folder)):
         experiment, ending = os.path.splitext(name)
@@ -79,7 +79,7 @@ def rows():
 
 
 def append(file, row):
-    with open(os.path.join(ROOT, "results", file), "a") as lines:
+    with open(os.path.join(RESULTS, file), "a") as lines:
         lines.write(json.dumps(row) + "\n")
 
 
@@ -101,8 +101,14 @@ def start(flags, name, data_dir):
 def work(jobs, options):
     """Do the jobs, a list of (flags, files).  Returns whether all that were started succeeded."""
     signals = []
-    git = ["git", "-C", ROOT, "describe", "--always", "--dirty"]
-    code = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+
+    def git(*command):
+        done = subprocess.run(["git", "-C", ROOT, *command], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    code = git("describe", "--always")
+    if git("diff", "HEAD", "--name-only", "--", "*.py"):  # lines of results/ may have come
+        code += "-dirty"
 
     def note(number, frame):
         signals.append(number)

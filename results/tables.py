@@ -5,9 +5,10 @@
 
 In ABOUT.md {taught} is a table (or a text), {taught | top1 | rot, H-SSL} a mean over seeds, and
 {taught | top1 | rot, A-SSL | rot, H-SSL} both means and the 95 % interval of their difference; with
-another | − it is only the difference.  {draw taught | …} looks in the runs of both.  A line with a
-number or a picture whose runs do not exist is left out; so is a whole section if its first table or
-picture is.
+another | − it is only the difference.  With four arms, a | b | c | d | −, it is that of a − b and
+c − d.  {draw taught | …} looks in the runs of both, {rates − taught | …} for a in the first and for
+b in the second.  A line with a number or a picture whose runs do not exist is left out; so is a
+whole section if its first table or picture is.
 """
 
 import json
@@ -20,7 +21,7 @@ import pandas as pd
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import probe
-from results import claims
+from results import claims, run
 from results.claims import COLOURS, GROUPS, LOSSES, by_seed, difference, load
 from results.experiments import EXPERIMENTS, SIZES
 
@@ -511,10 +512,9 @@ def bench():
 
 def spent():
     """How many runs are behind the page, and their hours."""
-    every = load(*EXPERIMENTS, "table1")
-    every = every.drop_duplicates(["dataset", "arm", "seed", "epochs", "top1"])
-    seconds = every["cpu_seconds"].fillna(every["train_seconds"]).sum()  # older rows have both
-    return f"{len(every)} runs, about {seconds / 3600:.0f} hours, most of them with one CPU thread"
+    every = {run.key(row): row["train_seconds"] for _, row in run.rows(claims.FOLDER)}
+    hours = sum(every.values()) / 3600
+    return f"{len(every)} runs, about {hours:.0f} hours of training, most with one CPU thread"
 
 
 TABLES = (answers, primary, taught, added, slots, audit, gains, published)
@@ -531,10 +531,15 @@ def table(name):
 # ---------------------------------------------------------------- the page
 def text_of(name, measure, *arms):
     """{name | measure | arms} of ABOUT.md as text; None if a run is missing."""
+    name, *other = name.split(" − ")
     frame = networks(name) if name in ("riddle", "few", "where") else load(*name.split())
     if len(arms) == 1:
         return spread(by_seed(frame, measure, *arms), measure)
-    found = difference(frame, measure, *arms[:2])
+    if len(arms) == 5:
+        a, b, c, d = (by_seed(frame, measure, arm) for arm in arms[:4])
+        gains = ((a - b) - (c - d)).dropna()
+        return signed(claims.interval(gains), measure) if len(gains) > 1 else None
+    found = difference(frame, measure, *arms[:2], other=load(*other) if other else None)
     if not found:
         return None
     if arms[2:]:

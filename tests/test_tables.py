@@ -192,6 +192,19 @@ def test_a_new_flag_does_not_ask_for_the_committed_runs_again():
     assert set(run.wanted(["taught", "knob", "table2", "pooling"], "cpu")) <= done
 
 
+def test_a_difference_of_two_tables_and_one_of_differences_are_paired_by_seed(folder):
+    made_up(folder, ("taught", "nearer"), {"scale, H-SSL": 3})
+    near, far = claims.load("nearer"), claims.load("taught")
+    names = ("scale, H-SSL", "scale, untrained", "scale, A-SSL", "scale, jitter alone")
+    a, b, c, d = (claims.by_seed(near, "top1", name) for name in names)
+    both = ttest_rel(a - b, c - d).confidence_interval(0.95)
+    text = tables.text_of("nearer", "top1", *names, "−")
+    assert text == f"{(a - b - c + d).mean():+.1f} ({both.low:+.1f} to {both.high:+.1f})"
+    other = ttest_rel(claims.by_seed(far, "top1", names[0]), c).confidence_interval(0.95)
+    text = tables.text_of("taught − nearer", "top1", names[0], names[2], "−")
+    assert text.endswith(f" ({other.low:+.1f} to {other.high:+.1f})")
+
+
 def test_every_number_of_a_table_is_a_mean_over_seeds(folder):
     made_up(folder, ("nearer",))
     frame = claims.load("nearer")
